@@ -1,0 +1,1 @@
+"""Squeezeflow makes TensorFlow models small, with proof, as a service."""
