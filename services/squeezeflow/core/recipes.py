@@ -134,7 +134,7 @@ def _assign(message: Message, path: str, value: str, setting: str) -> None:
 
 
 def _field(descriptor: Any, name: str, setting: str) -> FieldDescriptor:
-    field = descriptor.fields_by_name.get(name)
+    field: FieldDescriptor | None = descriptor.fields_by_name.get(name)
     if field is None:
         names = [f.name for f in descriptor.fields]
         advice = f"choose {_choices(name, names)}" if names else "it has no fields"
@@ -172,7 +172,7 @@ def _integer(kind: int, text: str) -> int:
 
 
 def _enum_values(field: FieldDescriptor) -> dict[str, int]:
-    """Gives the numbers of an enum's values by their bare names: `INT8` for `MODE_INT8`; the unspecified one is left out."""
+    """Gives the numbers of an enum's values by bare name, `INT8` for `MODE_INT8`, without the unspecified one."""
     enum = field.enum_type
     if enum is None:
         raise TypeError(f"{field.full_name} is no enum")
