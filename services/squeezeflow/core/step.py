@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from google.protobuf.message import Message
 
+from squeezeflow.core.sizes import sizes_of
 from squeezeflow.v1 import contract_pb2, step_pb2
 
 
@@ -139,12 +140,14 @@ def execute(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -
     began = time.perf_counter()
     run: TechniqueRun = getattr(importlib.import_module(module), function)
     outputs = run(params, inputs, tell)
+    ran = time.perf_counter() - began
     result = step_pb2.StepResult(
+        sizes=sizes_of(outputs.artifact.path) if outputs.artifact else None,
         metrics=outputs.metrics,
         invariants=outputs.invariants,
         layers=outputs.layers,
         notes=outputs.notes,
-        seconds={**outputs.seconds, "run": time.perf_counter() - began},
+        seconds={**outputs.seconds, "run": ran},
     )
     return {
         "artifact": [outputs.artifact.kind, str(outputs.artifact.path)] if outputs.artifact else None,
