@@ -48,3 +48,36 @@ lock: .venv/.uv ## write the requirement locks again (hashes, no index address)
 	  pyproject.toml --output-file requirements/client.txt
 	echo 'grpcio-tools==1.76.*' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  - --output-file requirements/protoc.txt
+
+.PHONY: lint
+lint: setup ## ruff, mypy strict, buf, direction of imports
+	$(BIN)/ruff check services tests protos
+	$(BIN)/ruff format --check services tests protos
+	$(BIN)/mypy services/squeezeflow/core services/squeezeflow/rpc services/squeezeflow/orchestrator
+	$(BIN)/python tests/lint/imports.py
+	mkdir -p build
+	$(BIN)/python protos/generate.py --compiler .venv/protoc/bin/python --image build/protos.binpb
+	$(BIN)/buf lint build/protos.binpb --config buf.yaml
+
+.PHONY: test
+test: setup ## every test: unit, integration (real S3, gRPC, processes), end to end
+	$(BIN)/python -m pytest
+
+.PHONY: demo
+demo: setup ## train, compress, measure and serve a real model on this machine; STORE=s3 through a real S3 server
+	$(BIN)/python tests/demo/demo.py $(if $(STORE),--store $(STORE))
+
+.PHONY: bench
+bench: setup ## performance as ratios in one run
+	$(BIN)/python tests/bench/run.py
+
+.PHONY: wheel
+wheel: setup ## the wheel that the images install
+	rm -rf dist
+	$(BIN)/python -m hatchling build -t wheel -d dist
+
+.PHONY: images
+images: wheel ## container images of all services; ENGINE=podman, PYTHON_IMAGE=… for another base
+	for service in $(filter-out dev,$(EXTRAS)); do \
+	  $(or $(ENGINE),docker) build $(if $(PYTHON_IMAGE),--build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)) \
+	    -f deploy/images/$$service.Dockerfile -t squeezeflow/$$service:dev . || exit 1; done

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 # Requests carry digests and parameters, uploads come in chunks of 1 MiB: 16 MiB is far above what is meant.
 RECEIVE_LIMIT = 16 << 20
 SEND_LIMIT = 64 << 20
+# The health name of the process itself, SERVING from the first moment: what a liveness probe asks for, so that a
+# service whose engine is still starting is not killed for it.
+LIVE = "live"
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Server:
         names = [mount.name for mount in self._mounts]
         reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
         self.address = self._bind()
+        await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         await self.set_serving(False)
         await self._server.start()
         return self
