@@ -1,8 +1,8 @@
 """Small real models and malicious samples, made on the spot and written to a folder.
 
-Every function takes a folder, writes one model into it and gives its path. Weights come from a fixed seed. The malicious
-samples carry a harmless payload: they would write the marker file that the caller names, so that a test can prove that
-nothing of them ran.
+Functions that take a folder write one model into it and give its path. Weights come from a fixed seed. The malicious
+samples carry a harmless payload: they would write the marker file that the caller names, so that a test can prove
+that nothing of them ran.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _function_model(folder: Path, functions: dict[str, Any], **state: Any) -> Pa
 
 
 def two_signatures(folder: Path) -> Path:
-    """Writes a tf.function SavedModel with the signatures `scale` (a × 3) and `swap` (two inputs, outputs a−b and a+b)."""
+    """Writes a tf.function SavedModel with the signatures `scale` (a · 3) and `swap` (a − 3b and a + 3b)."""
     import tensorflow as tf
 
     factor = tf.Variable(tf.fill((4,), 3.0))
@@ -212,21 +212,18 @@ def edit_config(source: Path, target: Path, change: Any) -> Path:
     return target
 
 
-def gadget_config(folder: Path, marker: Path) -> Path:
-    """Writes a `.keras` whose activation names `os.system` and whose argument would write `marker`."""
+def gadget_config(folder: Path, marker: Path, *, name: str = "gadget.keras") -> Path:
+    """Writes a `.keras` whose model class is in a module that lies beside it; importing that module writes `marker`.
+
+    The payload works only where `folder` is on the import path.
+    """
+    (folder / "gadget_module.py").write_text(f"open({str(marker)!r}, 'a').write('ran')\n")
 
     def change(config: dict[str, Any]) -> None:
-        layer = next(item for item in config["config"]["layers"] if item["class_name"] == "Dense")
-        layer["config"]["activation"] = {
-            "module": "os",
-            "class_name": "function",
-            "config": "system",
-            "registered_name": "system",
-        }
-        layer["name"] = layer["config"]["name"] = f"touch {marker}"
+        config.update(module="gadget_module", class_name="Gadget", registered_name="Gadget")
 
     source = tf_keras_file(folder, name="gadget_source.keras")
-    return edit_config(source, folder / "gadget.keras", change)
+    return edit_config(source, folder / name, change)
 
 
 def writes_file_at_load(folder: Path, marker: Path) -> Path:
