@@ -1,0 +1,83 @@
+"""Facts about Keras layers of both libraries, read from built models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from squeezeflow.modelkit import naming
+from squeezeflow.modelkit.compile_config import CompileConfig
+
+RECURRENT = frozenset({"LSTM", "GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "Bidirectional"})
+# Layers that hand their input's meaning on.
+_TRANSPARENT = frozenset({"Flatten", "Reshape", "Dropout", "Permute", "RepeatVector"})
+
+
+def walk(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Gives (path, layer) of every leaf layer, nested models' layers under the path of their model."""
+    for layer in model.layers:
+        path = f"{prefix}{layer.name}"
+        if hasattr(layer, "layers") and not hasattr(layer, "forward_layer"):
+            yield from walk(layer, f"{path}/")
+        else:
+            yield path, layer
+
+
+def recurrent_with_free_batch(model: Any) -> list[str]:
+    """Names the layers that loop over time while the model's batch axis is free."""
+    if all(tensor.shape[0] is not None for tensor in model.inputs if len(tensor.shape)):
+        return []
+    return [
+        path
+        for path, layer in walk(model)
+        if type(layer).__name__ in RECURRENT and not getattr(getattr(layer, "forward_layer", layer), "unroll", False)
+    ]
+
+
+def origin(tensor: Any) -> tuple[Any, int]:
+    """Gives the layer that made a symbolic tensor, and which of its outputs it is."""
+    history = tensor._keras_history
+    return getattr(history, "operation", None) or history.layer, history.tensor_index
+
+
+def input_names(model: Any) -> list[str]:
+    """Names a model's inputs by their Input layers, which the file keeps (tensor names are counted per process)."""
+    return naming.unique([origin(tensor)[0].name for tensor in model.inputs])
+
+
+def output_names(model: Any) -> list[str]:
+    """Names a model's outputs by the layers that make them."""
+    return naming.unique([origin(tensor)[0].name for tensor in model.outputs])
+
+
+def last_layer(model: Any, index: int) -> Any:
+    """Gives the layer that gives output `index` its values: through nested models and layers that only reshape."""
+    layer, inner = origin(model.outputs[index])
+    while True:
+        if getattr(layer, "layers", None) and getattr(layer, "outputs", None):
+            layer, inner = origin(layer.outputs[inner])
+        elif type(layer).__name__ in _TRANSPARENT and not isinstance(getattr(layer, "input", ()), (list, tuple)):
+            layer, inner = origin(layer.input)
+        else:
+            return layer
+
+
+def activation(layer: Any) -> str:
+    """Gives the name of a layer's activation; `linear` where it has a kernel and none, empty where it cannot be told."""
+    name = type(layer).__name__
+    if name in ("Softmax", "ReLU", "LeakyReLU", "ELU", "PReLU"):
+        return name.lower()
+    function = getattr(layer, "activation", None)
+    return getattr(function, "__name__", "") if function is not None else ""
+
+
+def meaning(model: Any, index: int, compiled: CompileConfig) -> str:
+    """Says what an output is: `probabilities`, `logits`, `values`; empty where neither layer nor loss tells."""
+    name = activation(last_layer(model, index))
+    if name in ("softmax", "sigmoid"):
+        return "probabilities"
+    if compiled.from_logits and name in ("linear", ""):
+        return "logits"
+    if name in ("tanh", "relu", "softplus") or compiled.loss in ("mean_squared_error", "mean_absolute_error", "huber"):
+        return "values"
+    return ""

@@ -1,0 +1,174 @@
+"""SavedModels as a `Source`: one of their signatures, under its own names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf import saved_model_pb2
+
+from squeezeflow.core.errors import SqueezeflowError
+from squeezeflow.modelkit import serving
+from squeezeflow.modelkit.compile_config import CompileConfig
+from squeezeflow.modelkit.source import Arrays
+from squeezeflow.v1 import contract_pb2
+
+# A signature by this name initialises the model; it is not for callers.
+_INIT = "__saved_model_init_op"
+
+
+def read_proto(folder: Path) -> saved_model_pb2.SavedModel:
+    """Reads saved_model.pb without loading anything.
+
+    Errors: MALFORMED_MODEL.
+    """
+    message = saved_model_pb2.SavedModel()
+    try:
+        message.ParseFromString((folder / "saved_model.pb").read_bytes())
+    except (OSError, DecodeError) as error:
+        raise _malformed(str(error)) from error
+    if not message.meta_graphs:
+        raise _malformed("saved_model.pb holds no graph")
+    return message
+
+
+def meta_graph(message: saved_model_pb2.SavedModel) -> Any:
+    """Gives the graph for serving, or the only one there is."""
+    for graph in message.meta_graphs:
+        if "serve" in graph.meta_info_def.tags:
+            return graph
+    return message.meta_graphs[0]
+
+
+def signatures(graph: Any) -> list[str]:
+    """Names the signatures that a caller can choose."""
+    return sorted(name for name in graph.signature_def if name != _INIT and graph.signature_def[name].outputs)
+
+
+def choose(names: list[str], wanted: str) -> str:
+    """Gives the signature to use: the wanted one, the only one, or `serving_default`.
+
+    Errors: INVALID_PARAMETER, listing them.
+    """
+    field = (("model.signature", f"one of: {', '.join(names)}"),)
+    if wanted:
+        if wanted not in names:
+            message = f"the model has no signature {wanted}: choose one of {', '.join(names) or 'none'}"
+            raise SqueezeflowError(
+                "INVALID_PARAMETER", message, metadata={"signatures": ", ".join(names)}, fields=field
+            )
+        return wanted
+    if len(names) == 1:
+        return names[0]
+    if serving.SIGNATURE in names:
+        return serving.SIGNATURE
+    if not names:
+        raise SqueezeflowError(
+            "UNSUPPORTED_INPUT", "the SavedModel has no signature: save it with signatures=, or with model.export"
+        )
+    raise SqueezeflowError(
+        "INVALID_PARAMETER",
+        f"the model has several signatures: set signature to one of {', '.join(names)}",
+        metadata={"signatures": ", ".join(names)},
+        fields=field,
+    )
+
+
+def contract_of(graph: Any, signature: str) -> contract_pb2.Contract:
+    """Gives the contract of a signature from its definition alone.
+
+    Errors: UNSUPPORTED_INPUT for text.
+    """
+    definition = graph.signature_def[signature]
+    return contract_pb2.Contract(
+        signature=signature,
+        inputs=[_tensor(name, definition.inputs[name]) for name in sorted(definition.inputs)],
+        outputs=[_tensor(name, definition.outputs[name]) for name in sorted(definition.outputs)],
+    )
+
+
+def _tensor(name: str, info: Any) -> contract_pb2.TensorContract:
+    dtype = tf.dtypes.as_dtype(info.dtype).name
+    if dtype == "string":
+        raise SqueezeflowError(
+            "UNSUPPORTED_INPUT",
+            f"{name} is text, which TFLite models do not take: save a signature that starts behind the text layers",
+            metadata={"tensor": name},
+        )
+    shape = [] if info.tensor_shape.unknown_rank else [int(dim.size) for dim in info.tensor_shape.dim]
+    return contract_pb2.TensorContract(name=name, shape=shape, dtype=dtype)
+
+
+def open_saved_model(folder: Path, wanted: str = "") -> SavedModelSource:
+    """Loads a scanned SavedModel.
+
+    Errors: MALFORMED_MODEL, INVALID_PARAMETER, UNSUPPORTED_INPUT.
+    """
+    graph = meta_graph(read_proto(folder))
+    signature = choose(signatures(graph), wanted)
+    contract = contract_of(graph, signature)
+    tags = list(graph.meta_info_def.tags)
+    try:
+        loaded = tf.saved_model.load(str(folder), tags=tags)
+        function = loaded.signatures[signature]
+    except Exception as error:
+        raise _malformed(str(error)) from error
+    version = graph.meta_info_def.tensorflow_version
+    return SavedModelSource(folder, loaded, function, contract, tags, f"tensorflow {version}".strip())
+
+
+class SavedModelSource:
+    """A loaded SavedModel; see `Source`."""
+
+    format = "SavedModel"
+    keras = None
+    model = None
+    compile_config = CompileConfig()
+
+    def __init__(
+        self,
+        folder: Path,
+        loaded: Any,
+        function: Any,
+        contract: contract_pb2.Contract,
+        tags: list[str],
+        written_by: str,
+    ) -> None:
+        self.contract, self.written_by, self.notes = contract, written_by, ()
+        self._folder, self._loaded, self._function, self._tags = folder, loaded, function, tags
+        self.signature_inputs = {tensor.name: tensor.name for tensor in contract.inputs}
+        self.signature_outputs = {tensor.name: tensor.name for tensor in contract.outputs}
+
+    def predict(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Gives the outputs by contract name for a batch of samples by contract name."""
+        tensors = self.contract.inputs
+        arrays = [np.asarray(inputs[tensor.name], dtype=tensor.dtype) for tensor in tensors]
+        batch = next((tensor.shape[0] for tensor in tensors if tensor.shape), -1)
+        results = serving.in_batches(self._run, arrays, None if batch < 0 else batch)
+        return dict(zip(self.signature_outputs, results, strict=True))
+
+    def _run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        given = {t.name: tf.constant(a) for t, a in zip(self.contract.inputs, arrays, strict=True)}
+        results = self._function(**given)
+        return [results[name].numpy() for name in self.signature_outputs]
+
+    def converter(self) -> Any:
+        """Gives a fresh TFLiteConverter of the chosen signature."""
+        return tf.lite.TFLiteConverter.from_saved_model(
+            str(self._folder), signature_keys=[self.contract.signature], tags=set(self._tags)
+        )
+
+    def export(self, folder: Path) -> None:
+        """Writes the chosen signature as a SavedModel with the signature `serving_default`."""
+        tf.saved_model.save(self._loaded, str(folder), signatures={serving.SIGNATURE: self._function})
+
+
+def _malformed(cause: str) -> SqueezeflowError:
+    first = next((line.strip() for line in cause.splitlines() if line.strip()), "no reason given")
+    return SqueezeflowError(
+        "MALFORMED_MODEL",
+        f"the SavedModel does not load ({first[:300]}): save it again and check that all its files were uploaded",
+    )
