@@ -1,7 +1,7 @@
 """How a model was compiled, read from its file without running anything of it.
 
-Fine-tuning falls back on it. Whatever is not a plain, known form (a schedule, a list of losses, a custom object) is left
-out: then the caller says it, or it is inferred.
+Fine-tuning falls back on it. Whatever is not a plain, known form (a schedule, a list of losses, a custom object) is
+left out: then the caller says it, or it is inferred.
 """
 
 from __future__ import annotations

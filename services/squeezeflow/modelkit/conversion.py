@@ -59,7 +59,7 @@ def refusal(message: str) -> SqueezeflowError:
     if "ListReserve" in message and "static" in message:
         return SqueezeflowError(
             "UNSUPPORTED_OP",
-            "a recurrent layer does not convert with a free batch axis (TensorListReserve): fix the batch size, or unroll",
+            "a recurrent layer does not convert with a free batch axis (TensorListReserve): fix the batch, or unroll",
             metadata={"ops": "TensorListReserve"},
         )
     if ops:

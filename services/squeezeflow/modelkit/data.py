@@ -32,8 +32,8 @@ def representative(
 ) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
     """Gives the converter's `representative_dataset`: one sample a call, by the input names of its signature.
 
-    Bound by name, since the converter's order of inputs is not the model's. A model with a fixed batch gets every sample
-    repeated over it.
+    Bound by name, since the converter's order of inputs is not the model's. A model with a fixed batch gets every
+    sample repeated over it.
 
     Errors: DATA_MISSING.
     """

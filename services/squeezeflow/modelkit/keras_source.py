@@ -2,9 +2,9 @@
 
 A file says which library wrote it: Keras 2 (tf_keras reads it) or Keras 3. Where that one cannot read it, the other is
 tried. The model is traced once, through a function whose arguments and results carry the contract names; that trace
-predicts, is saved as the SavedModel that the converter reads, and is what Export writes. Saving the trace instead of the
-Keras object is three times as quick and keeps the names; variables are tracked one by one, without which a Keras 3 model
-converts to NaN.
+predicts, is saved as the SavedModel that the converter reads, and is what Export writes. Saving the trace instead of
+the Keras object is three times as quick and keeps the names; variables are tracked one by one, without which a Keras 3
+model converts to NaN.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _tensor(name: str, tensor: Any, fixed_batch: bool, meaning: str = "") -> con
         form = "text" if dtype == "string" else "a sparse or ragged tensor"
         raise SqueezeflowError(
             "UNSUPPORTED_INPUT",
-            f"{name} is {form}, which TFLite models do not take: cut the model behind the layer that makes numbers of it",
+            f"{name} is {form}, which TFLite does not take: cut the model behind the layer that makes numbers of it",
             metadata={"tensor": name},
         )
     shape = [-1 if size is None else int(size) for size in tensor.shape]

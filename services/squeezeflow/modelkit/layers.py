@@ -63,7 +63,7 @@ def last_layer(model: Any, index: int) -> Any:
 
 
 def activation(layer: Any) -> str:
-    """Gives the name of a layer's activation; `linear` where it has a kernel and none, empty where it cannot be told."""
+    """Gives the name of a layer's activation: `linear` where it has none, empty where it could not have one."""
     name = type(layer).__name__
     if name in ("Softmax", "ReLU", "LeakyReLU", "ELU", "PReLU"):
         return name.lower()

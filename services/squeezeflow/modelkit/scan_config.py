@@ -1,0 +1,119 @@
+"""Walks the configuration of a Keras model, without loading it, and names everything that is not plain Keras.
+
+Both libraries import modules and call functions that a configuration names; Keras 2 runs the code in a Lambda layer of
+an HDF5 file whatever its safe mode says. So nothing is handed to them unless every name in it is known here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from squeezeflow.modelkit import keras_names as names
+
+_OPERATION = re.compile(r"[A-Z][A-Za-z0-9]*")
+# Layers that read a file when their vocabulary is a path.
+_LOOKUPS = frozenset(["StringLookup", "IntegerLookup", "TextVectorization"])
+# A real configuration nests by models in models; deeper ones are made to exhaust a parser.
+MAX_DEPTH = 200
+
+
+def scan_config(config: Any) -> list[str]:
+    """Gives what is found, each as one line; empty means that loading runs nothing of the model's own.
+
+    The compile configuration at the top is left out: models are loaded without it.
+    """
+    if isinstance(config, dict):
+        config = {key: value for key, value in config.items() if key != "compile_config"}
+    return list(dict.fromkeys(_walk(config, "the model", 0)))
+
+
+def _walk(value: Any, place: str, depth: int) -> Iterator[str]:
+    if depth > MAX_DEPTH:
+        yield f"{place}: configuration nested deeper than {MAX_DEPTH}"
+        return
+    if isinstance(value, list):
+        for item in value:
+            yield from _walk(item, place, depth + 1)
+    elif isinstance(value, dict):
+        if "class_name" in value:
+            place = _place(value, place)
+            yield from _check(value, place)
+        for item in value.values():
+            yield from _walk(item, place, depth + 1)
+
+
+def _place(node: dict[str, Any], place: str) -> str:
+    inner = node.get("config")
+    name = inner.get("name") if isinstance(inner, dict) else None
+    known_part = node["class_name"] in names.PARTS or node["class_name"] in names.VALUES
+    return place if known_part or not isinstance(name, str) else f"layer {name[:100]}"
+
+
+def _check(node: dict[str, Any], place: str) -> Iterator[str]:
+    name, module, inner = node["class_name"], node.get("module"), node.get("config")
+    if not isinstance(name, str) or not isinstance(module, (str, type(None))):
+        yield f"{place}: a class or module that is not named by text"
+    elif name in names.CODE_LAYERS:
+        yield f"{place}: {name} carries or loads code"
+    elif name == "__lambda__":
+        yield f"{place}: a Python lambda"
+    elif name == "function":
+        if inner not in names.FUNCTIONS or not (module in (None, "builtins") or _is_keras(module)):
+            yield f"{place}: the function {_qualified(module, inner)} is not part of Keras"
+    elif name in names.VALUES:
+        return
+    elif not _is_known(name, module):
+        yield f"{place}: custom object {_qualified(module, name)}"
+    elif not _registered_fits(node.get("registered_name"), name):
+        yield f"{place}: custom object {str(node.get('registered_name'))[:100]}"
+    elif name in ("TFOpLambda", "SlicingOpLambda"):
+        yield from _check_function(inner, place)
+    elif name in _LOOKUPS and isinstance(inner, dict) and isinstance(inner.get("vocabulary"), str):
+        yield f"{place}: {name} reads its vocabulary from the file {inner['vocabulary'][:100]}"
+
+
+def _is_known(name: str, module: str | None) -> bool:
+    if module is None:
+        return name in names.LAYERS or name in names.PARTS or name in names.MODELS
+    if not _is_keras(module):
+        return False
+    if "ops" in module.split("."):
+        return _OPERATION.fullmatch(name) is not None
+    return name in names.LAYERS or name in names.PARTS or name in names.MODELS
+
+
+def _is_keras(module: str) -> bool:
+    """Tells whether a module is one of those in either library that hold layers and their parts."""
+    for root in names.ROOTS:
+        if module == root:
+            return True
+        if module.startswith(f"{root}."):
+            rest = [
+                part for part in module[len(root) + 1 :].split(".") if part not in ("src", "api", "_tf_keras", "keras")
+            ]
+            return not rest or rest[0] in names.PACKAGES
+    return False
+
+
+def _registered_fits(registered: Any, name: str) -> bool:
+    """Tells whether a registered name says no more than the class name: `Dense`, `keras>Dense`, or nothing."""
+    if registered is None:
+        return True
+    if not isinstance(registered, str):
+        return False
+    package, _, last = registered.rpartition(">")
+    return last == name and (not package or package.split(".")[0] in ("keras", "tf_keras", "Keras", "TFKeras"))
+
+
+def _check_function(inner: Any, place: str) -> Iterator[str]:
+    function = inner.get("function", "__operators__.getitem") if isinstance(inner, dict) else None
+    if not isinstance(function, str):
+        yield f"{place}: an operation that is not named by text"
+    elif function.split(".")[0] not in names.TF_FUNCTION_PACKAGES and function not in names.TF_FUNCTIONS:
+        yield f"{place}: the operation tf.{function[:100]}"
+
+
+def _qualified(module: Any, name: Any) -> str:
+    return ".".join(str(part)[:100] for part in (module, name) if part)
