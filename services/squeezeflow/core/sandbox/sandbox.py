@@ -94,9 +94,9 @@ class Sandbox:
         await self.close()
 
     @property
-    def server_pid(self) -> int:
-        """The process of the fork server; 0 when there is none."""
-        return self._server.pid if self._server is not None and not self._server.lost.done() else 0
+    def server_pid(self) -> int | None:
+        """The process of the fork server; None when there is none."""
+        return self._server.pid if self._server is not None and not self._server.lost.done() else None
 
     async def start(self) -> None:
         """Returns when the fork server has its imports and one child has proved to be alive; spares warm later.

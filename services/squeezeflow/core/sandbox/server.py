@@ -131,7 +131,7 @@ class ForkServer:
 
     def kill(self, birth: Birth) -> None:
         """Asks for a child and its process group to be killed; `birth.exited` tells when it is done."""
-        if birth.number in self._births:
+        if birth.number in self._births and not self.lost.done():
             self._post({"kill": birth.number})
 
     async def close(self) -> None:
