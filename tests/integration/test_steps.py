@@ -208,14 +208,15 @@ async def test_cancel_ends_the_step_for_everybody_at_once(bench: Bench) -> None:
 
 
 async def test_another_tenant_sees_neither_the_artifact_nor_the_step(bench: Bench) -> None:
-    digest = bench.model(seconds=0.5)
+    digest = bench.model(seconds=2)
     running = asyncio.create_task(bench.events(digest))
     await bench.until(bench.running)
+    action = (await bench.running())[0].action
     assert (await bench.failure(digest, tenant="other")).reason == "NOT_FOUND"
     request = step_pb2.ListStepsRequest()
     listed = await bench.steps.ListSteps(request, metadata=tenant_metadata("other"))
     assert {step.state for step in listed.steps} <= {step_pb2.STEP_STATE_FAILED}
-    cancel = step_pb2.CancelStepRequest(action=(await bench.running())[0].action)
+    cancel = step_pb2.CancelStepRequest(action=action)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await bench.steps.CancelStep(cancel, metadata=tenant_metadata("other"))
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND

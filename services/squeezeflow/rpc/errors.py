@@ -20,7 +20,7 @@ RETRY_AFTER = "retry_after_seconds"
 
 # Trailers above 8 KiB are refused by peers with default settings: what goes into one is kept well below.
 _MAX_MESSAGE = 1500
-_MAX_VALUE = 1000
+_MAX_VALUE = 2800
 _MAX_VALUES = 3500
 
 _INVALID = grpc.StatusCode.INVALID_ARGUMENT
