@@ -15,6 +15,7 @@ from google.protobuf import json_format
 
 from squeezeflow.core.canonical import canonical_json, message_json
 from squeezeflow.core.errors import SqueezeflowError
+from squeezeflow.core.tflite import Tensor, TfliteFile
 from squeezeflow.v1 import contract_pb2
 
 Array = npt.NDArray[Any]
@@ -26,6 +27,8 @@ DTYPES = frozenset(
         *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     )
 )
+INTEGERS = frozenset({"int8", "uint8", "int16"})
+PROBABILITY_OPS = frozenset({"SOFTMAX", "LOGISTIC"})
 # A contract holds names, shapes and a few samples; a larger file is something else.
 MAX_BYTES = 256 << 20
 
@@ -58,6 +61,39 @@ def decode(source: bytes | Path) -> contract_pb2.Contract:
             raise _malformed(f"tensor {tensor.name} has the unknown dtype {tensor.dtype!r}")
         if any(size < -1 for size in tensor.shape):
             raise _malformed(f"tensor {tensor.name} has the shape {list(tensor.shape)}")
+    return contract
+
+
+def foreign(tflite: Path) -> contract_pb2.Contract:
+    """Makes a contract from a TFLite file alone: names of its signature, where it has none those of its tensors.
+
+    Errors: MALFORMED_MODEL.
+    """
+    return contract_of(TfliteFile.read(tflite))
+
+
+def contract_of(file: TfliteFile) -> contract_pb2.Contract:
+    """Makes a contract from a TFLite file that was read."""
+    signature = file.signature
+    if signature is not None:
+        inputs, outputs = dict(signature.inputs), dict(signature.outputs)
+    else:
+        inputs, outputs = (
+            {file.main.tensors[index].name: index for index in side} for side in (file.inputs, file.outputs)
+        )
+    contract = contract_pb2.Contract(signature=signature.key if signature else "", foreign=True)
+    contract.inputs.extend(_tensor_contract(name, file.main.tensors[index]) for name, index in inputs.items())
+    for name, index in outputs.items():
+        output = _tensor_contract(name, file.main.tensors[index])
+        output.meaning = "probabilities" if file.computing_operator(index) in PROBABILITY_OPS else ""
+        contract.outputs.append(output)
+    return contract
+
+
+def _tensor_contract(name: str, tensor: Tensor) -> contract_pb2.TensorContract:
+    contract = contract_pb2.TensorContract(name=name, signature_name=name, shape=tensor.shape, dtype=tensor.dtype)
+    if len(tensor.scales) == 1 and tensor.dtype in INTEGERS:
+        contract.quantization.scale, contract.quantization.zero_point = tensor.scales[0], tensor.zero_points[0]
     return contract
 
 

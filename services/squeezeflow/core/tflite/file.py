@@ -1,0 +1,155 @@
+"""One TFLite file: its structure at once, its statistics when they are asked for."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from squeezeflow.core.errors import SqueezeflowError
+from squeezeflow.core.tflite.arithmetic import arithmetic, computing_operator, output_step
+from squeezeflow.core.tflite.flatbuffer import MalformedError, is_flex, read_contents
+from squeezeflow.core.tflite.layout import Signature, Subgraph, Tensor
+from squeezeflow.core.tflite.values import Array, constant_values, stored_values
+from squeezeflow.core.tflite.weights import Weight, count_zeros, weights_of
+from squeezeflow.v1 import model_pb2
+
+DEFAULT_SIGNATURE = "serving_default"
+
+
+@dataclass(frozen=True)
+class TfliteFile:
+    """A TFLite file that was read whole; indices are those of its main graph unless a graph is named."""
+
+    path: Path
+    size: int
+    subgraphs: tuple[Subgraph, ...] = field(repr=False)
+    signatures: tuple[Signature, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> TfliteFile:
+        """Reads a file. Errors: MALFORMED_MODEL, whatever the bytes."""
+        data = path.read_bytes()
+        try:
+            contents = read_contents(data)
+        except MalformedError as error:
+            raise SqueezeflowError(
+                "MALFORMED_MODEL",
+                f"{path.name} cannot be read as TFLite, {error}: convert the model again",
+            ) from error
+        return cls(path, len(data), contents.subgraphs, contents.signatures)
+
+    @property
+    def main(self) -> Subgraph:
+        """The graph that is invoked."""
+        return self.subgraphs[0]
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Tensor indices of the inputs. Their order need not be that of any signature."""
+        return self.main.inputs
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Tensor indices of the outputs. Their order need not be that of any signature."""
+        return self.main.outputs
+
+    @property
+    def signature(self) -> Signature | None:
+        """The signature of the main graph, `serving_default` before others; None where it has none."""
+        own = [signature for signature in self.signatures if signature.subgraph == 0]
+        return next((signature for signature in own if signature.key == DEFAULT_SIGNATURE), own[0] if own else None)
+
+    @property
+    def custom_ops(self) -> tuple[str, ...]:
+        """Names of custom operators in any graph, Flex ones too, each once."""
+        found = {operator.name for graph in self.subgraphs for operator in graph.operators if operator.custom}
+        return tuple(sorted(found))
+
+    @property
+    def flex_ops(self) -> tuple[str, ...]:
+        """Names of operators that need TensorFlow's own kernels, each once."""
+        return tuple(name for name in self.custom_ops if is_flex(name))
+
+    @property
+    def stateful(self) -> bool:
+        """Whether any tensor keeps its value between invocations."""
+        return any(tensor.variable for graph in self.subgraphs for tensor in graph.tensors)
+
+    @cached_property
+    def weights(self) -> tuple[Weight, ...]:
+        """The weights of all graphs."""
+        return tuple(weight for number, graph in enumerate(self.subgraphs) for weight in weights_of(graph, number))
+
+    def data(self, index: int) -> Array | None:
+        """Gives the values of a constant in its shape; None where it is computed, sparse, or not numbers."""
+        return constant_values(self.main.tensors[index])
+
+    def output_step(self, index: int) -> float:
+        """Gives the smallest difference that an output can show; 0 where it is computed in floats."""
+        return output_step(self.main, index)
+
+    def computing_operator(self, index: int) -> str:
+        """Gives the operator that computes a tensor, beyond QUANTIZE, DEQUANTIZE and RESHAPE; empty for an input."""
+        return computing_operator(self.main, index)
+
+    @cached_property
+    def tensors(self) -> list[model_pb2.TensorDescription]:
+        """Tensors of the main graph with their statistics, for a person to inspect. Deflates every constant."""
+        axes = {weight.tensor.index: weight.channel_axis for weight in self.weights if weight.subgraph == 0}
+        return [_describe(tensor, axes.get(tensor.index)) for tensor in self.main.tensors]
+
+    @cached_property
+    def operators(self) -> list[model_pb2.OperatorDescription]:
+        """Operators of the main graph in execution order."""
+        return [
+            model_pb2.OperatorDescription(
+                index=operator.index,
+                name=operator.name,
+                inputs=operator.inputs,
+                outputs=operator.outputs,
+                arithmetic=arithmetic(operator, self.main),
+            )
+            for operator in self.main.operators
+        ]
+
+
+def _describe(tensor: Tensor, axis: int | None) -> model_pb2.TensorDescription:
+    description = model_pb2.TensorDescription(
+        index=tensor.index,
+        name=tensor.name,
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        scales=tensor.scales,
+        zero_points=tensor.zero_points,
+        quantized_dimension=tensor.quantized_dimension,
+        constant=tensor.constant,
+    )
+    if tensor.buffer is None:
+        return description
+    description.raw_bytes = len(tensor.buffer)
+    description.deflated_bytes = len(zlib.compress(tensor.buffer, 9))
+    stored = stored_values(tensor)
+    if stored is None or not tensor.size:
+        return description
+    description.sparsity = count_zeros(tensor) / tensor.size
+    # A sparse tensor's left-out blocks are one more value: zero.
+    left_out = tensor.sparse and tensor.size > stored.size and not np.any(stored == 0)
+    description.unique_values = int(np.unique(stored[: tensor.size]).size) + left_out
+    values = constant_values(tensor)
+    description.unique_values_per_channel = (
+        description.unique_values if values is None or axis is None else _largest_unique_count(values, axis)
+    )
+    return description
+
+
+def _largest_unique_count(values: Array, axis: int) -> int:
+    """Gives the largest number of distinct values along one slice of an axis."""
+    channels = np.moveaxis(values, axis, 0)
+    ordered = np.sort(channels.reshape(channels.shape[0], -1), axis=1)
+    if not ordered.size:
+        return 0
+    return int((ordered[:, 1:] != ordered[:, :-1]).sum(axis=1).max()) + 1
