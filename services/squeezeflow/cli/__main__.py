@@ -7,11 +7,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
 from squeezeflow.cli import exits
 from squeezeflow.cli.app import app
+from squeezeflow.cli.embedded.home import home_of
 from squeezeflow.cli.exits import Terminated, UsageError
 from squeezeflow.cli.output import Output
 from squeezeflow.cli.settings import global_first
@@ -55,9 +57,17 @@ def _unexpected(output: Output, error: Exception) -> int:
         message = error.format_message() or "no command"
         output.fail(SqueezeflowError("INVALID_PARAMETER", f"{message} (squeezeflow --help tells what there is)"))
         return exits.USAGE
-    traceback.print_exception(error, file=sys.stderr)
-    output.fail(SqueezeflowError("INTERNAL", f"{type(error).__name__}: {error}: this is a defect of Squeezeflow"))
+    message = f"{type(error).__name__}: {error}: this is a defect of Squeezeflow"
+    output.fail(SqueezeflowError("INTERNAL", f"{message} (its traceback: {_keep_traceback(error)})"))
     return exits.BROKEN
+
+
+def _keep_traceback(error: Exception) -> Path:
+    log = home_of(os.environ).logs / "cli.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        traceback.print_exception(error, file=file)
+    return log
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -37,14 +37,9 @@ def describe(path: Path, kind: int | None, role: Role | None = None) -> artifact
         raise SqueezeflowError("NOT_FOUND", f"there is no file or folder {path}: correct the path")
     if kind is None:
         kind = artifacts.kind_of_path(path, role=role or role_of(path))
-    if path.is_dir() != (kind in artifacts.FOLDER_KINDS):
-        name = artifact_pb2.ArtifactKind.Name(kind)
-        raise SqueezeflowError(
-            "INVALID_PARAMETER",
-            f"{path} is {'a folder' if path.is_dir() else 'a file'}, and {name} is not: give another kind",
-        )
+    digest = artifacts.digest_of(kind, path)
     size = artifacts.tar_size(path) if path.is_dir() else path.stat().st_size
-    return artifacts_pb2.WriteArtifactHeader(kind=kind, size_bytes=size, digest=artifacts.digest_of(kind, path))  # type: ignore[arg-type]
+    return artifacts_pb2.WriteArtifactHeader(kind=kind, size_bytes=size, digest=digest)  # type: ignore[arg-type]
 
 
 def upload_messages(
@@ -81,7 +76,6 @@ def receive(artifact: artifact_pb2.Artifact, chunks: Iterable[bytes], dest: Path
     with tempfile.TemporaryDirectory(prefix=".squeezeflow-", dir=dest.parent) as scratch:
         part = Path(scratch) / "part"
         if folder:
-            part.mkdir()
             artifacts.unpack_tar(chunks, part, max_bytes=max(artifact.size_bytes, 1))
         else:
             _write(part, chunks, artifact.size_bytes)

@@ -24,6 +24,8 @@ LOG_LIMIT = 8 << 20
 _LOGS_KEPT = 3
 # Running calls get this long to end; nobody else uses these services, so it is short.
 _SHUTDOWN_SECONDS = "5"
+# A worker that died is started again and imports TensorFlow on a machine that is busy.
+_WORKER_WAIT_SECONDS = "240"
 # What only the command line reads, or what differs from service to service.
 _NOT_INHERITED = frozenset(
     ENV_PREFIX + name
@@ -67,6 +69,7 @@ def service_specs(
         if name == "orchestrator":
             own |= {worker.upper(): addresses[worker] for worker in WORKERS}
             own |= {"DATABASE": home.database_url, "EXECUTOR_ID": "embedded"}
+            own |= {"WORKER_WAIT_SECONDS": _WORKER_WAIT_SECONDS}
         variables = {"PYTHONUNBUFFERED": "1", ENV_PREFIX + "SHUTDOWN_SECONDS": _SHUTDOWN_SECONDS, **kept}
         variables |= {ENV_PREFIX + key: value for key, value in own.items()}
         specs.append(ServiceSpec(name, addresses[name], variables, home.logs / f"{name}.log"))
