@@ -102,7 +102,7 @@ class Spares:
                 continue
             except SqueezeflowError as error:
                 failures += 1
-                delay = min(_BACKOFF_SECONDS * 2 ** (failures - 1), _BACKOFF_LIMIT)
+                delay = min(_BACKOFF_SECONDS * 2 ** min(failures - 1, 10), _BACKOFF_LIMIT)
                 details = error.metadata.get("traceback") or error.metadata.get("log", "")
                 _log.warning("no spare child, next try in %g s: %s\n%s", delay, error, details)
             except Exception:
