@@ -70,7 +70,13 @@ def test_one_endless_line_is_cut_in_bytes_and_stays_text(tmp_path: Path) -> None
 
 def test_an_error_of_a_child_keeps_everything_it_tells() -> None:
     error = faults.raised(
-        {"kind": "error", "reason": "DATA_MISMATCH", "message": "m", "metadata": {"array": "x"}, "fields": [["a.b", "c"]]}
+        {
+            "kind": "error",
+            "reason": "DATA_MISMATCH",
+            "message": "m",
+            "metadata": {"array": "x"},
+            "fields": [["a.b", "c"]],
+        }
     )
     assert (error.reason, error.message) == ("DATA_MISMATCH", "m")
     assert error.metadata == {"array": "x"}

@@ -31,8 +31,12 @@ def feed(pair: Pair, data: bytes) -> frames.Frame:
     return frames.receive(pair[1])
 
 
-def raw(header: bytes, *, announced: int | None = None, lengths: tuple[int, ...] = (), count: int | None = None) -> bytes:
-    prefix = struct.pack("!II", len(header) if announced is None else announced, len(lengths) if count is None else count)
+def raw(
+    header: bytes, *, announced: int | None = None, lengths: tuple[int, ...] = (), count: int | None = None
+) -> bytes:
+    prefix = struct.pack(
+        "!II", len(header) if announced is None else announced, len(lengths) if count is None else count
+    )
     return prefix + header + struct.pack(f"!{len(lengths)}Q", *lengths)
 
 
