@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import protovalidate
 from google.protobuf.message import Message
@@ -32,8 +33,9 @@ def check_message(message: Message) -> None:
 
 
 def _unknown(message: Message, prefix: str = "") -> Iterator[str]:
-    for unknown in UnknownFieldSet(message):
-        yield f"{prefix}#{unknown.field_number}"
+    unknown: Any = UnknownFieldSet(message)
+    for field in unknown:
+        yield f"{prefix}#{field.field_number}"
     for field, value in message.ListFields():
         if field.message_type is None:
             continue
@@ -50,7 +52,8 @@ def _unknown(message: Message, prefix: str = "") -> Iterator[str]:
 
 def _path(violation: protovalidate.Violation) -> str:
     path = ""
-    for element in violation.proto.field.elements:
+    field = violation.proto.field
+    for element in field.elements if field else ():
         path += ("." if path else "") + element.field_name
         if element.subscript is not None:
             path += f"[{element.subscript.value}]"

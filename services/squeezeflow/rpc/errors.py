@@ -7,6 +7,7 @@ violations and RetryInfo (AIP-193).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import grpc
 from google.protobuf import any_pb2
@@ -100,7 +101,8 @@ def from_rpc_error(error: grpc.RpcError, what: str) -> SqueezeflowError:
         what: who was called, for the message: `converter at 127.0.0.1:7071`.
     """
     code, text = error.code(), error.details() or ""
-    for key, value in error.trailing_metadata() or ():
+    trailers: Any = error.trailing_metadata() or ()
+    for key, value in trailers:
         if key == STATUS_DETAILS:
             known = _from_status(bytes(value))
             if known is not None:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.")
 
 
-class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class ServerInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of every service.
 
     Args:
@@ -34,9 +34,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> Any:
         """Gives the handler with our behaviour around it."""
         handler = await continuation(handler_call_details)
         method: str = handler_call_details.method
@@ -58,7 +58,7 @@ class _Wrapped:
     method: str
     check: Callable[[Any], None]
 
-    def handler(self) -> grpc.RpcMethodHandler:
+    def handler(self) -> Any:
         inner = self.inner
         codec = {
             "request_deserializer": inner.request_deserializer,

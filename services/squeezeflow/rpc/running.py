@@ -48,8 +48,8 @@ class RunningStep:
         except SqueezeflowError as error:
             self._end(step_pb2.STEP_STATE_FAILED, error)
         except asyncio.CancelledError:
-            error = self._why_ended or SqueezeflowError("CANCELLED", "the step was cancelled")
-            self._end(step_pb2.STEP_STATE_CANCELLED, error)
+            why = self._why_ended or SqueezeflowError("CANCELLED", "the step was cancelled")
+            self._end(step_pb2.STEP_STATE_CANCELLED, why)
         except Exception as error:
             text = f"{type(error).__name__}: {error}: this is a defect of Squeezeflow"
             self._end(step_pb2.STEP_STATE_FAILED, SqueezeflowError("INTERNAL", text))
