@@ -74,14 +74,8 @@ def foreign(tflite: Path) -> contract_pb2.Contract:
 
 def contract_of(file: TfliteFile) -> contract_pb2.Contract:
     """Makes a contract from a TFLite file that was read."""
-    signature = file.signature
-    if signature is not None:
-        inputs, outputs = dict(signature.inputs), dict(signature.outputs)
-    else:
-        inputs, outputs = (
-            {file.main.tensors[index].name: index for index in side} for side in (file.inputs, file.outputs)
-        )
-    contract = contract_pb2.Contract(signature=signature.key if signature else "", foreign=True)
+    contract = contract_pb2.Contract(signature=file.signature.key if file.signature else "", foreign=True)
+    inputs, outputs = file.input_names, file.output_names
     contract.inputs.extend(_tensor_contract(name, file.main.tensors[index]) for name, index in inputs.items())
     for name, index in outputs.items():
         output = _tensor_contract(name, file.main.tensors[index])

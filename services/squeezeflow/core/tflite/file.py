@@ -64,6 +64,24 @@ class TfliteFile:
         return next((signature for signature in own if signature.key == DEFAULT_SIGNATURE), own[0] if own else None)
 
     @property
+    def input_names(self) -> dict[str, int]:
+        """Tensor indices by input name: of the signature, where there is none by the tensors' own names."""
+        return dict(self.signature.inputs) if self.signature else self._tensor_names(self.inputs)
+
+    @property
+    def output_names(self) -> dict[str, int]:
+        """Tensor indices by output name, as `input_names`."""
+        return dict(self.signature.outputs) if self.signature else self._tensor_names(self.outputs)
+
+    def _tensor_names(self, indices: tuple[int, ...]) -> dict[str, int]:
+        names: dict[str, int] = {}
+        for index in indices:
+            name = self.main.tensors[index].name
+            # Nothing keeps a writer from giving one name twice.
+            names[f"{name}_{index}" if name in names or not name else name] = index
+        return names
+
+    @property
     def custom_ops(self) -> tuple[str, ...]:
         """Names of custom operators in any graph, Flex ones too, each once."""
         found = {operator.name for graph in self.subgraphs for operator in graph.operators if operator.custom}
