@@ -7,6 +7,7 @@ the model, so every choice is checked against them and told.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,12 +70,8 @@ class OutputLoss:
 
     def keras_loss(self) -> Any:
         """Gives the tf_keras loss."""
-        from tf_keras import losses
-
-        loss = losses.get({"class_name": _class_name(self.loss), "config": {}})
-        if self.loss in CROSSENTROPIES:
-            loss = type(loss)(from_logits=self.from_logits)
-        return loss
+        loss = keras_class(self.loss)
+        return loss(from_logits=self.from_logits) if self.loss in CROSSENTROPIES else loss()
 
     def keras_metric(self) -> Any:
         """Gives the metric that is reported while training: accuracy of classes, mean absolute error of values."""
@@ -89,27 +86,47 @@ class OutputLoss:
         return metrics.MeanAbsoluteError(name="mae")
 
 
+def keras_class(loss: str) -> Any:
+    """Gives the tf_keras class of a loss by the name that `FineTune.loss` has for it."""
+    from tf_keras import losses
+
+    return getattr(losses, "".join(word.capitalize() for word in loss.split("_")))
+
+
 def op_activation(layer: Any) -> str:
     """Gives the activation that a TensorFlow function used as a layer stands for; empty for every other one."""
     function = layer.get_config().get("function") if type(layer).__name__ == "TFOpLambda" else None
     return _OP_ACTIVATIONS.get(str(function), "")
 
 
-def choose(output: LabelledOutput, request: technique_pb2.FineTune, compiled: CompileConfig) -> OutputLoss:
-    """Decides the loss of one output.
+def choose(
+    outputs: Sequence[LabelledOutput], request: technique_pb2.FineTune, compiled: CompileConfig
+) -> tuple[OutputLoss, ...]:
+    """Decides the loss of every output that has labels.
 
     Errors: INVALID_PARAMETER naming `fine_tune.loss` or `fine_tune.from_logits`.
     """
-    if request.loss:
-        loss, why = request.loss, "the request"
-        _require_fit(output, loss, why)
-    elif compiled.loss in CROSSENTROPIES | REGRESSIONS:
-        loss, why = _compiled_loss(output, compiled.loss)
-    else:
-        loss, why = _inferred(output)
-    if loss not in CROSSENTROPIES:
-        return OutputLoss(output.name, loss, False, output.kind, why)
-    return OutputLoss(output.name, loss, _from_logits(output, request, compiled), output.kind, why)
+    chosen = []
+    for output in outputs:
+        if request.loss:
+            loss, why = request.loss, "the request"
+            _require_fit(output, loss, why)
+        elif compiled.loss in CROSSENTROPIES | REGRESSIONS:
+            loss, why = _compiled_loss(output, compiled.loss)
+        else:
+            loss, why = _inferred(output)
+        from_logits = loss in CROSSENTROPIES and _from_logits(output, request, compiled)
+        chosen.append(OutputLoss(output.name, loss, from_logits, output.kind, why))
+    classes = [output for output, choice in zip(outputs, chosen, strict=True) if choice.loss in CROSSENTROPIES]
+    # One output of several may hold probabilities; where all do, the request contradicts the model.
+    if request.from_logits and classes and all(output.activation in PROBABILITIES for output in classes):
+        raise _refused(
+            "from_logits",
+            f"output {classes[0].name} ends in {classes[0].activation}, so its values are probabilities: leave out "
+            "fine_tune.from_logits (--from-logits)",
+            classes[0],
+        )
+    return tuple(chosen)
 
 
 def _compiled_loss(output: LabelledOutput, loss: str) -> tuple[str, str]:
@@ -135,13 +152,6 @@ def _inferred(output: LabelledOutput) -> tuple[str, str]:
 
 def _from_logits(output: LabelledOutput, request: technique_pb2.FineTune, compiled: CompileConfig) -> bool:
     if output.activation in PROBABILITIES:
-        if request.from_logits:
-            raise _refused(
-                "from_logits",
-                f"output {output.name} ends in {output.activation}, so its values are probabilities: leave out "
-                "from_logits (--from-logits)",
-                output,
-            )
         return False
     if request.HasField("from_logits"):
         return request.from_logits
@@ -188,7 +198,3 @@ def _refused(field: str, message: str, output: LabelledOutput) -> SqueezeflowErr
         metadata={"output": output.name, "field": f"fine_tune.{field}"},
         fields=[(f"params.fine_tune.{field}", message)],
     )
-
-
-def _class_name(loss: str) -> str:
-    return "".join(word.capitalize() for word in loss.split("_"))

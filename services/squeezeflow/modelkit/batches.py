@@ -1,0 +1,104 @@
+"""The job's train and validation arrays as batches in the structure that a tf_keras model is fitted with.
+
+Arrays that fit in memory are converted once and gathered by TensorFlow; larger ones are read batch by batch. Both give
+the same batches in the same order for the same seed, so the size of the data never changes a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from squeezeflow.core.datasets import BoundData
+from squeezeflow.modelkit import data
+from squeezeflow.v1 import contract_pb2
+
+# Above this, converted arrays are not held in memory.
+MEMORY_BYTES = 512 << 20
+
+
+def fit_batches(
+    model: Any,
+    bound: BoundData,
+    contract: contract_pb2.Contract,
+    *,
+    split: str,
+    batch_size: int,
+    shuffle_seed: int | None = None,
+    memory_bytes: int = MEMORY_BYTES,
+) -> tf.data.Dataset:
+    """Gives batches of (inputs, labels) of a split; the last one may be shorter.
+
+    Args:
+        model: the tf_keras model to fit; its inputs and outputs are those of the contract, in order.
+        shuffle_seed: another order every epoch, the same ones for the same seed; None keeps the order.
+        memory_bytes: converted arrays up to this size are held in memory.
+    """
+    rows = np.arange(bound.count(split))
+    first = {**bound.inputs(split, rows[:1]), **bound.targets(split, rows[:1])}
+    pack = _packer(model, contract)
+    if len(rows) * sum(array.nbytes for array in first.values()) > memory_bytes:
+        read = data.tf_dataset(
+            bound, contract, split=split, rows=rows, batch_size=batch_size, shuffle_seed=shuffle_seed
+        )
+        return read.map(lambda x, y: pack(_named(x, contract.inputs), _named(y, contract.outputs)))
+    inputs = {name: tf.constant(array) for name, array in bound.inputs(split, slice(None)).items()}
+    labels = {name: tf.constant(array) for name, array in bound.targets(split, slice(None)).items()}
+
+    def gather(chosen: tf.Tensor) -> Any:
+        x = {name: tf.gather(array, chosen) for name, array in inputs.items()}
+        y = {name: tf.gather(array, chosen) for name, array in labels.items()}
+        return pack(x, y)
+
+    order = _orders(len(rows), shuffle_seed).unbatch().batch(batch_size)
+    batches = order.map(gather).prefetch(2)
+    return batches.apply(tf.data.experimental.assert_cardinality(-(-len(rows) // batch_size)))
+
+
+def output_keys(model: Any) -> list[str]:
+    """Gives the names that a tf_keras model has for its outputs in `compile` and `fit`, in the order of its outputs."""
+    return sorted(model.output) if isinstance(model.output, dict) else list(model.output_names)
+
+
+def _orders(count: int, seed: int | None) -> tf.data.Dataset:
+    """Gives the row order of one epoch an iteration, the ones that `data.tf_dataset` takes."""
+    if seed is None:
+        return tf.data.Dataset.from_tensors(tf.range(count, dtype=tf.int64))
+    epochs = iter(range(1 << 62))
+
+    def generate() -> Any:
+        yield np.random.default_rng([seed, next(epochs)]).permutation(count)
+
+    return tf.data.Dataset.from_generator(generate, output_signature=tf.TensorSpec((count,), tf.int64))
+
+
+def _named(given: Any, tensors: Sequence[contract_pb2.TensorContract]) -> dict[str, Any]:
+    return given if isinstance(given, dict) else {tensors[0].name: given}
+
+
+def _packer(
+    model: Any, contract: contract_pb2.Contract
+) -> Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Any, Any]]:
+    """Gives the function that puts tensors by contract name into the structures that `fit` takes for this model."""
+    keys = dict(zip([output.name for output in contract.outputs], output_keys(model), strict=True))
+    columns = {output.name: len(output.shape) for output in contract.outputs if list(output.shape[-1:]) == [1]}
+
+    def label(name: str, values: Any) -> Any:
+        # Class ids of one unit stand in a column, as the output does: Keras would broadcast (n,) against (n, 1).
+        return values[..., tf.newaxis] if values.shape.rank < columns.get(name, 0) else values
+
+    def pack(inputs: Mapping[str, Any], labels: Mapping[str, Any]) -> tuple[Any, Any]:
+        x: Any = tuple(inputs[tensor.name] for tensor in contract.inputs)
+        if isinstance(model.input, dict):
+            x = tf.nest.pack_sequence_as(model.input, list(x))
+        elif len(x) == 1:
+            (x,) = x
+        if len(keys) == 1 and not isinstance(model.output, dict):
+            ((name, values),) = labels.items()
+            return x, label(name, values)
+        return x, {keys[name]: label(name, values) for name, values in labels.items()}
+
+    return pack

@@ -1,0 +1,193 @@
+"""Fine-tuning, common to every trained technique: what to fit with, and the fit.
+
+`resolve` decides everything before any work (the request, then the model's compile configuration, then what the output
+and its labels say) and tells all of it; `fit` then only does it. A technique wraps a model between the two and adds its
+callbacks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from squeezeflow.core.datasets import BoundData
+from squeezeflow.core.datasets.targets import VALUES
+from squeezeflow.core.errors import SqueezeflowError
+from squeezeflow.core.step import Report
+from squeezeflow.modelkit import batches, layers
+from squeezeflow.modelkit.fit_progress import FitProgress
+from squeezeflow.modelkit.losses import LabelledOutput, OutputLoss, choose, op_activation
+from squeezeflow.modelkit.optimizers import choose_optimizer, make_optimizer
+from squeezeflow.modelkit.source import Source
+from squeezeflow.v1 import technique_pb2
+
+DEFAULT_EPOCHS, DEFAULT_BATCH_SIZE = 2, 32
+# Rows that are looked at in one piece.
+CHUNK_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that a fit needs, decided.
+
+    Attributes:
+        losses: one an output that has labels.
+        samples: number of train samples.
+        notes: where each of these is from, for a person.
+    """
+
+    losses: tuple[OutputLoss, ...]
+    optimizer: str
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    seed: int
+    samples: int
+    notes: tuple[str, ...]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one epoch; the last one may be shorter."""
+        return math.ceil(self.samples / self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Batches of the whole fit."""
+        return self.steps_per_epoch * self.epochs
+
+
+def resolve(request: technique_pb2.FineTune, source: Source, bound: BoundData | None) -> Training:
+    """Decides how a tf_keras source is fitted on the train arrays.
+
+    Errors: DATA_MISSING without train samples or labels, INVALID_PARAMETER naming the field that cannot be inferred or
+    does not fit the labels.
+    """
+    samples = bound.count("train") if bound else 0
+    if not bound or not samples or not bound.has_targets("train"):
+        missing = "y_train" if samples else "x_train and y_train"
+        raise SqueezeflowError(
+            "DATA_MISSING", f"fine-tuning needs {missing}: add to the dataset", metadata={"split": "train"}
+        )
+    losses = choose(_labelled_outputs(source, bound), request, source.compile_config)
+    optimizer = choose_optimizer(request, source.compile_config)
+    epochs = request.epochs or DEFAULT_EPOCHS
+    batch_size = request.batch_size or DEFAULT_BATCH_SIZE
+    notes = [optimizer.note]
+    unlabelled = [output.name for output in source.contract.outputs if output.name not in {c.output for c in losses}]
+    if unlabelled:
+        notes.append(f"outputs without labels are not fitted: {', '.join(unlabelled)}")
+    told = {"epochs": epochs, "batch_size": batch_size, "seed": request.seed}
+    defaults = [field for field in told if not request.HasField(field)]
+    settings = ", ".join(f"{field} {value}{' (default)' if field in defaults else ''}" for field, value in told.items())
+    notes.append(f"fine-tuning on {samples} train samples: {settings}")
+    return Training(
+        losses,
+        optimizer.name,
+        optimizer.learning_rate,
+        epochs,
+        batch_size,
+        request.seed,
+        samples,
+        (*(choice.describe() for choice in losses), *notes),
+    )
+
+
+def seed_everything(training: Training) -> None:
+    """Makes what follows in this process depend on the seed alone: initialisers, dropout, the order of reductions.
+
+    Op determinism costs nothing measurable on CPU.
+    """
+    tf_keras.utils.set_random_seed(training.seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def fit(
+    model: tf_keras.Model,
+    training: Training,
+    source: Source,
+    bound: BoundData,
+    report: Report,
+    *,
+    callbacks: Sequence[tf_keras.callbacks.Callback] = (),
+    span: tuple[float, float] = (0.0, 1.0),
+) -> list[str]:
+    """Compiles and fits a model, and gives notes about how it went.
+
+    Args:
+        model: the source's model, or one with the same inputs and outputs that a technique made of it.
+        callbacks: the technique's own, called before the report.
+        span: the part of the step's fraction that the fit covers.
+
+    Errors: NON_FINITE_OUTPUT naming the epoch, as soon as the loss is not finite.
+    """
+    keys = dict(zip([output.name for output in source.contract.outputs], batches.output_keys(model), strict=True))
+    _compile(model, training, keys)
+    train = batches.fit_batches(
+        model, bound, source.contract, split="train", batch_size=training.batch_size, shuffle_seed=training.seed
+    )
+    validation = None
+    if bound.has_targets("validation"):
+        validation = batches.fit_batches(
+            model, bound, source.contract, split="validation", batch_size=training.batch_size
+        )
+    progress = FitProgress(report, training.epochs, training.steps_per_epoch, span=span, names=_log_names(model, keys))
+    history = model.fit(
+        train,
+        epochs=training.epochs,
+        validation_data=validation,
+        verbose=0,
+        callbacks=[*callbacks, progress],
+    ).history
+    figures = ", ".join(
+        f"{progress.name_of(name)} {values[0]:.4g} → {values[-1]:.4g}" for name, values in history.items()
+    )
+    return [f"training figures, first → last of {training.epochs} epochs: {figures}"]
+
+
+def _compile(model: tf_keras.Model, training: Training, keys: dict[str, str]) -> None:
+    optimizer = make_optimizer(training.optimizer, training.learning_rate)
+    if len(keys) == 1 and not isinstance(model.output, dict):
+        choice = training.losses[0]
+        model.compile(optimizer, choice.keras_loss(), metrics=[choice.keras_metric()])
+        return
+    model.compile(
+        optimizer,
+        {keys[choice.output]: choice.keras_loss() for choice in training.losses},
+        metrics={keys[choice.output]: [choice.keras_metric()] for choice in training.losses},
+    )
+
+
+def _labelled_outputs(source: Source, bound: BoundData) -> list[LabelledOutput]:
+    model, found = source.keras, []
+    labelled = bound.targets("train", slice(0, 1))
+    for index, output in enumerate(source.contract.outputs):
+        kind = bound.target_kind(output.name)
+        if output.name not in labelled or kind is None:
+            continue
+        last = layers.last_layer(model, index)
+        units = 1 if len(output.shape) < 2 else (int(output.shape[-1]) if output.shape[-1] >= 0 else None)
+        low, high, whole = _range(bound, output.name) if kind == VALUES else (0.0, 1.0, True)
+        inside = low >= 0.0 and high <= 1.0
+        activation = layers.activation(last) or op_activation(last)
+        found.append(LabelledOutput(output.name, units, activation, kind, inside and whole, inside))
+    return found
+
+
+def _range(bound: BoundData, output: str) -> tuple[float, float, bool]:
+    """Gives lowest and highest label of train, and whether all of them are whole numbers."""
+    low, high, whole = math.inf, -math.inf, True
+    for start in range(0, bound.count("train"), CHUNK_ROWS):
+        values = bound.targets("train", slice(start, start + CHUNK_ROWS))[output]
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        whole = whole and bool(np.all(values == np.round(values)))
+    return low, high, whole
+
+
+def _log_names(model: tf_keras.Model, keys: dict[str, str]) -> dict[str, str]:
+    """Maps the prefixes that Keras puts before figures of single outputs to contract names."""
+    return {} if len(keys) == 1 else {f"{key}_": f"{name}_" for name, key in keys.items()}

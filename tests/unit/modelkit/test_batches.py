@@ -1,0 +1,83 @@
+"""Batches for fitting: the same ones from memory and from disk, in the structure that the model takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from squeezeflow.core.datasets import BoundData, Dataset
+from squeezeflow.modelkit import keras_source
+from squeezeflow.modelkit.batches import fit_batches
+
+
+def bound(folder: Path, contract: Any, **arrays: np.ndarray) -> BoundData:
+    np.savez(folder / "data.npz", **arrays)
+    return Dataset.open(folder / "data.npz").bind(contract)
+
+
+def model(*, named: bool = False) -> Any:
+    import tf_keras
+
+    layers = tf_keras.layers
+    inputs = {"b": tf_keras.Input((2,), name="b"), "a": tf_keras.Input((2,), name="a")}
+    merged = layers.Concatenate()([inputs["b"], inputs["a"]])
+    outputs = {
+        "two": layers.Dense(1, activation="sigmoid", name="two")(merged),
+        "one": layers.Dense(3, name="one")(merged),
+    }
+    if named:
+        return tf_keras.Model(inputs, outputs)
+    return tf_keras.Model(list(inputs.values()), list(outputs.values()))
+
+
+ROWS = np.arange(14, dtype=np.float32).reshape(7, 2)
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["lists", "dicts"])
+def test_memory_and_disk_give_the_same_batches(tmp_path: Path, named: bool) -> None:
+    built = model(named=named)
+    contract = keras_source.of_model(built).contract
+    data = bound(
+        tmp_path,
+        contract,
+        a_train=ROWS,
+        b_train=-ROWS,
+        **{"y.one_train": np.arange(7) % 3, "y.two_train": np.arange(7) % 2},
+    )
+    both = [
+        fit_batches(built, data, contract, split="train", batch_size=3, shuffle_seed=5, memory_bytes=memory)
+        for memory in (1 << 20, 0)
+    ]
+    epochs = [[list(batches.as_numpy_iterator()) for _ in range(2)] for batches in both]
+    assert [len(batches) for batches in both] == [3, 3]
+    for held, streamed in zip(epochs[0], epochs[1], strict=True):
+        for first, second in zip(held, streamed, strict=True):
+            np.testing.assert_equal(first, second)
+    x, y = epochs[0][0][0]
+    a, b = (x["a"], x["b"]) if named else (x[1], x[0])
+    np.testing.assert_array_equal(a, -b)
+    assert y["two"].shape == (3, 1), "ids of one unit stand in a column"
+    np.testing.assert_array_equal(y["one"], (a[:, 0] / 2) % 3)
+    np.testing.assert_array_equal(y["two"][:, 0], (a[:, 0] / 2) % 2)
+
+
+def test_every_epoch_has_another_order_and_every_row_once(tmp_path: Path) -> None:
+    import tf_keras
+
+    single = tf_keras.Sequential([tf_keras.Input((2,), name="x"), tf_keras.layers.Dense(1, name="y")])
+    contract = keras_source.of_model(single).contract
+    data = bound(tmp_path, contract, x_train=ROWS, y_train=ROWS[:, 0], x_validation=ROWS, y_validation=ROWS[:, 1])
+
+    def rows(**options: Any) -> list[list[float]]:
+        batches = fit_batches(single, data, contract, batch_size=3, **options)
+        return [np.concatenate([x[:, 0] for x, _ in batches.as_numpy_iterator()]).tolist() for _ in range(2)]
+
+    first, second = rows(split="train", shuffle_seed=5)
+    assert sorted(first) == sorted(second) == ROWS[:, 0].tolist()
+    assert first != second
+    assert rows(split="train", shuffle_seed=5) == [first, second]
+    assert rows(split="train", shuffle_seed=6) != [first, second]
+    assert rows(split="validation") == [ROWS[:, 0].tolist()] * 2
