@@ -1,0 +1,29 @@
+"""What is proved of every produced file, re-read from its bytes. Each check gives an `Invariant` with its numbers.
+
+outputs    finite, alive, close: what the file computes, against its source on the same samples
+sparsity   zeros of pruned tensors, found again in the final file
+integers   which operators and weights really are integers
+verdict    refusal of a result whose invariants do not hold
+
+The meanings were measured: looser ones mean nothing, tighter ones fail correct models.
+"""
+
+from squeezeflow.core.invariants.integers import DYNAMIC_MINIMUM, dynamic_range, float_operators, integer
+from squeezeflow.core.invariants.outputs import alive, close, finite
+from squeezeflow.core.invariants.sparsity import SparsityTarget, needed_zeros, sparsity, sparsity_targets
+from squeezeflow.core.invariants.verdict import require
+
+__all__ = [
+    "DYNAMIC_MINIMUM",
+    "SparsityTarget",
+    "alive",
+    "close",
+    "dynamic_range",
+    "finite",
+    "float_operators",
+    "integer",
+    "needed_zeros",
+    "require",
+    "sparsity",
+    "sparsity_targets",
+]
