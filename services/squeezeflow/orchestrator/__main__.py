@@ -11,7 +11,7 @@ from squeezeflow.core.config import load as load_config
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.core.store import open_store
 from squeezeflow.orchestrator.artifacts_service import ArtifactsService
-from squeezeflow.orchestrator.calls import Caller
+from squeezeflow.orchestrator.calls import Caller, Patience
 from squeezeflow.orchestrator.checks import Checks
 from squeezeflow.orchestrator.dbos_engine import DbosEngine
 from squeezeflow.orchestrator.documents import JobDocuments
@@ -31,8 +31,10 @@ async def run(config: ServiceConfig, settings: Settings) -> None:
     scratch = config.workdir / "scratch"
     workers = WorkerCalls()
     engine = DbosEngine(settings.database, settings.executor)
-    checks = Checks(store, workers, settings.workers["converter"], scratch, wait_seconds=settings.worker_wait_seconds)
-    jobs = Jobs(engine, Caller(workers, settings.workers), checks, JobDocuments(store))
+    gone = settings.worker_gone_seconds
+    checks = Checks(store, workers, settings.workers["converter"], scratch, wait_seconds=min(30.0, gone))
+    caller = Caller(workers, settings.workers, Patience(unavailable_seconds=gone))
+    jobs = Jobs(engine, caller, checks, JobDocuments(store))
     mounts = [
         Mount("squeezeflow.v1.Jobs", add_JobsServicer_to_server, JobsService(jobs)),
         Mount("squeezeflow.v1.Artifacts", add_ArtifactsServicer_to_server, ArtifactsService(store, scratch)),

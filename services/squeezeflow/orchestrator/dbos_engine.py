@@ -11,6 +11,7 @@ import importlib
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +104,9 @@ class DbosEngine:
         if self._dbos is not None:
             self._dbos.DBOS.destroy(workflow_completion_timeout_sec=0, destroy_registry=True)
             self._dbos = None
+            # DBOS made its own threads those of the event loop, and has ended them; calls that are still being served
+            # need some.
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
         self._lock.release()
 
     async def submit(self, run: str, payload: Json) -> None:

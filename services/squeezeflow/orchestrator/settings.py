@@ -19,13 +19,14 @@ class Settings:
         workers: gRPC target by worker: `converter` → `dns:///converter:7071`.
         database: the SQLite file of the engine.
         executor: name under which unfinished jobs are taken up again; the same at every start.
-        worker_wait_seconds: how long CreateJob waits for a converter that is not there.
+        worker_gone_seconds: how long a worker that is not there is called again before a step fails. CreateJob, which
+            a person waits for, gives up after 30 s of it.
     """
 
     workers: Mapping[str, str]
     database: Path
     executor: str
-    worker_wait_seconds: float
+    worker_gone_seconds: float
 
 
 def load(config: ServiceConfig, environ: Mapping[str, str]) -> Settings:
@@ -35,7 +36,7 @@ def load(config: ServiceConfig, environ: Mapping[str, str]) -> Settings:
         workers={name: env.text(name.upper()) or f"127.0.0.1:{PORTS[name]}" for name in WORKERS},
         database=_database(env, config.workdir),
         executor=env.text("EXECUTOR_ID") or "orchestrator",
-        worker_wait_seconds=env.number("WORKER_WAIT_SECONDS", 30, low=0, high=3600, kind=float),
+        worker_gone_seconds=env.number("WORKER_GONE_SECONDS", 120, low=0, high=86400, kind=float),
     )
     env.check()
     return settings
