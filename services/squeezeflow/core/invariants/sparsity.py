@@ -1,8 +1,8 @@
 """Zeros of pruned tensors, found again in the final file.
 
 A kernel changes on its way from Keras to TFLite: axes move, BatchNormalization scales it, rounding adds zeros. What
-stays is its size and where its zeros are. So a tensor of the file is taken for a kernel when sizes agree, best where its
-zeros cover the kernel's and its name holds the layer's; fused LSTMs hold a kernel as four.
+stays is its size and where its zeros are. So a tensor of the file is taken for a kernel when sizes agree, best where
+its zeros cover the kernel's and its name holds the layer's; fused LSTMs hold a kernel as four.
 """
 
 from __future__ import annotations

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -115,10 +117,9 @@ class TfliteFile:
         return computing_operator(self.main, index)
 
     @cached_property
-    def tensors(self) -> list[model_pb2.TensorDescription]:
-        """Tensors of the main graph with their statistics, for a person to inspect. Deflates every constant."""
-        axes = {weight.tensor.index: weight.channel_axis for weight in self.weights if weight.subgraph == 0}
-        return [_describe(tensor, axes.get(tensor.index)) for tensor in self.main.tensors]
+    def tensors(self) -> Sequence[model_pb2.TensorDescription]:
+        """Tensors of the main graph with their statistics, each worked out when it is first looked at."""
+        return _Descriptions(self)
 
     @cached_property
     def operators(self) -> list[model_pb2.OperatorDescription]:
@@ -133,6 +134,30 @@ class TfliteFile:
             )
             for operator in self.main.operators
         ]
+
+
+class _Descriptions(Sequence[model_pb2.TensorDescription]):
+    """Describes tensors one by one: whoever looks at inputs and outputs does not deflate all weights."""
+
+    def __init__(self, file: TfliteFile) -> None:
+        self._tensors = file.main.tensors
+        self._axes = {weight.tensor.index: weight.channel_axis for weight in file.weights if weight.subgraph == 0}
+        self._done: dict[int, model_pb2.TensorDescription] = {}
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @overload
+    def __getitem__(self, index: int) -> model_pb2.TensorDescription: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[model_pb2.TensorDescription]: ...
+    def __getitem__(self, index: int | slice) -> model_pb2.TensorDescription | list[model_pb2.TensorDescription]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        tensor = self._tensors[index]
+        if tensor.index not in self._done:
+            self._done[tensor.index] = _describe(tensor, self._axes.get(tensor.index))
+        return self._done[tensor.index]
 
 
 def _describe(tensor: Tensor, axis: int | None) -> model_pb2.TensorDescription:
