@@ -15,7 +15,7 @@ class CommandLine:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self._started: list[subprocess.Popen[str]] = []
+        self.processes: list[subprocess.Popen[str]] = []
 
     def start(self, *arguments: str, **environ: str) -> subprocess.Popen[str]:
         """Starts a command; it is ended by `stop_all`."""
@@ -27,7 +27,7 @@ class CommandLine:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self._started.append(process)
+        self.processes.append(process)
         return process
 
     def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -38,10 +38,10 @@ class CommandLine:
 
     def stop_all(self) -> None:
         """Ends what still runs."""
-        for process in self._started:
+        for process in self.processes:
             if process.poll() is None:
                 process.terminate()
-        for process in self._started:
+        for process in self.processes:
             process.communicate(timeout=60)
 
 

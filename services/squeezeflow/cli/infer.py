@@ -106,7 +106,7 @@ def response_of(name: str, raw: Mapping[str, np.ndarray[Any, Any]]) -> oip.Model
 
 def _infer(client: Client, name: str, inputs: Arrays, contract: contract_pb2.Contract) -> Arrays:
     total = len(next(iter(inputs.values())))
-    batch = _batch(inputs, contract, total)
+    batch = batch_size(inputs, contract)
     parts = [
         client.infer(name, {key: value[start : start + batch] for key, value in inputs.items()})
         for start in range(0, total, batch)
@@ -114,12 +114,12 @@ def _infer(client: Client, name: str, inputs: Arrays, contract: contract_pb2.Con
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def _batch(inputs: Arrays, contract: contract_pb2.Contract, total: int) -> int:
+def batch_size(inputs: Arrays, contract: contract_pb2.Contract) -> int:
     """Gives how many samples go into one call: as the file fixes it, else as many as fit."""
     fixed = [tensor.shape[0] for tensor in contract.inputs if tensor.shape and tensor.shape[0] > 0]
     if fixed:
         return fixed[0]
-    sample = sum(value.nbytes for value in inputs.values()) // total
+    sample = sum(value.nbytes // len(value) for value in inputs.values())
     return max(1, _CALL_BYTES // max(1, sample))
 
 

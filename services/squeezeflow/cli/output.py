@@ -52,6 +52,11 @@ class Output:
         """Says on stderr what is going on."""
         print(line, file=sys.stderr, flush=True)
 
+    def aside(self, line: str) -> None:
+        """Says on stderr what a person at a terminal would wonder about."""
+        if sys.stderr.isatty():
+            self.tell(line)
+
     def fail(self, error: SqueezeflowError) -> None:
         """Says on stderr what is wrong, in one line; with `--json` also as the document, where there is no other."""
         if not self.answered:

@@ -75,6 +75,7 @@ def open_session(settings: Settings, output: Output, needs: frozenset[str]) -> I
     if known is None:
         held = take(home, on_wait=output.tell)
         if not isinstance(held, Endpoints):
+            output.aside(f"starting {', '.join(sorted(needs))} for this call; logs in {home.logs}")
             with held, run_services(settings, output, home, needs) as services:
                 yield from _open(services.addresses, services)
             return

@@ -153,8 +153,7 @@ class Services:
     def _look(self, run: _Run, *, ask: bool) -> None:
         if run.start_again_at is not None:
             if time.monotonic() >= run.start_again_at:
-                run.start_again_at = None
-                run.process = ServiceProcess(run.spec)
+                self._start_again(run)
         elif run.process.exit_code() is not None:
             self._died(run)
         elif not run.serving and ask and _listens(run.spec.address) and self._serves(run):
@@ -164,6 +163,15 @@ class Services:
                 self._changed.notify_all()
             if run.deaths:
                 self._tell(f"{run.spec.name} is back at {run.spec.address}")
+
+    def _start_again(self, run: _Run) -> None:
+        try:
+            run.process = ServiceProcess(run.spec)
+        except OSError as error:
+            run.start_again_at = time.monotonic() + _LAST_BACKOFF
+            self._tell(f"{run.spec.name} cannot be started ({error}): trying again in {_LAST_BACKOFF:g} s")
+        else:
+            run.start_again_at = None
 
     def _serves(self, run: _Run) -> bool:
         from squeezeflow.client.health import HealthProbe
