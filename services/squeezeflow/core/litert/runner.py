@@ -37,6 +37,7 @@ class Runner:
     Attributes:
         file: what was read of the file.
         threads: of the interpreter.
+        batch: most samples that went through one invocation and were trusted.
     """
 
     def __init__(self, path: Path, contract: contract_pb2.Contract, *, threads: int = 1) -> None:
@@ -56,6 +57,7 @@ class Runner:
         own_batches = {tensor.stored_shape[0] if tensor.shape else None for tensor in self._inputs.values()}
         self._has_batch = len(own_batches) == 1 and None not in own_batches
         self._own_batch = (own_batches.pop() or 1) if self._has_batch else 1
+        self.batch = self._own_batch
         self._batches = not self.file.stateful
         self._batches_proved = False
         if all(size >= 0 for tensor in self._inputs.values() for size in tensor.shape[1:]):
@@ -111,6 +113,7 @@ class Runner:
         if self._batches and count != self._own_batch:
             outputs = self._try_batch(arrays, count)
             if outputs is not None:
+                self.batch = max(self.batch, count)
                 return outputs
         results = [self._run_own_batch(_rows(arrays, part)) for part in _slices(count, self._own_batch)]
         # Where these failed too, the data is at fault and not the batch.
