@@ -1,0 +1,129 @@
+"""What pruning left in the saved file: zeros, outputs and sizes, read again from its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from squeezeflow.core import figures, invariants
+from squeezeflow.core.datasets import BoundData
+from squeezeflow.core.sizes import sizes_of
+from squeezeflow.core.step import ArtifactPath
+from squeezeflow.modelkit import proof
+from squeezeflow.modelkit.keras_file import write_keras
+from squeezeflow.modelkit.source import Source, open_source
+from squeezeflow.pruner.kernels import LayerPlan, all_kernels, pruned_kernels
+from squeezeflow.v1 import artifact_pb2, contract_pb2, step_pb2
+
+Arrays = Mapping[str, np.ndarray]
+# The stripped model computes what the wrapped one does; only the order of fused sums may differ.
+EQUAL = 1e-5
+
+
+@dataclass(frozen=True)
+class Before:
+    """The model before it was trained.
+
+    Attributes:
+        samples: inputs for comparisons; `origin` says where they are from.
+        outputs: what the model gave for them.
+        kernels: all its weights with more than one axis.
+        file: the model as it is written by the same hand: the size to compare with.
+    """
+
+    samples: Arrays
+    origin: str
+    outputs: Arrays
+    kernels: Arrays
+    file: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was proved about the saved file; the invariants hold."""
+
+    contract: contract_pb2.Contract
+    invariants: tuple[step_pb2.Invariant, ...]
+    metrics: Mapping[str, step_pb2.Metric]
+    layers: tuple[step_pb2.LayerOutcome, ...]
+    notes: tuple[str, ...]
+
+
+def look(source: Source, bound: BoundData, workdir: Path, *, seed: int) -> Before:
+    """Takes down what the freshly loaded model is."""
+    samples, origin = proof.draw_samples(source.contract, bound, seed)
+    file = workdir / "dense.keras"
+    write_keras(source.keras, file, source.compile_config)
+    return Before(samples, origin, source.predict(samples), all_kernels(source.keras), file)
+
+
+def prove(
+    path: Path, *, before: Before, fine_tuned: Sequence[np.ndarray], plans: Sequence[LayerPlan], sparsity: float
+) -> Outcome:
+    """Proves the saved file.
+
+    Args:
+        path: the `.keras` file.
+        fine_tuned: what the model with its wrappers gives for the samples, in the order of the outputs.
+        plans: what was to be pruned.
+        sparsity: the share of zeros that was promised for every kernel of the plans.
+
+    Errors: NON_FINITE_OUTPUT, OUTPUT_MISMATCH, INVARIANT_BROKEN naming the layer.
+    """
+    stripped = open_source(ArtifactPath(artifact_pb2.ARTIFACT_KIND_KERAS, path))
+    outputs = stripped.predict(before.samples)
+    expected = dict(zip(outputs, fine_tuned, strict=True))
+    kernels = pruned_kernels(stripped.keras, plans)
+    targets = [invariants.SparsityTarget(name, values, sparsity) for name, values in kernels.items()]
+    close = equal(expected, outputs)
+    proved = invariants.require(
+        [
+            invariants.finite(outputs),
+            invariants.alive(
+                before.outputs, outputs, kernels=all_kernels(stripped.keras), source_kernels=before.kernels
+            ),
+            close,
+            invariants.sparsity(kernels, targets),
+        ]
+    )
+    proof.add_golden_samples(stripped.contract, before.samples, outputs)
+    difference = max(figures.max_abs_diff(expected[name], outputs[name]) for name in outputs)
+    count = len(next(iter(outputs.values())))
+    return Outcome(
+        stripped.contract,
+        proved,
+        {"max_abs_diff": step_pb2.Metric(value=difference, samples=count)},
+        tuple(_layer(plan, kernels) for plan in plans),
+        (f"the saved file and the fine-tuned model were {before.origin}", _sizes(before.file, path)),
+    )
+
+
+def equal(expected: Arrays, outputs: Arrays) -> step_pb2.Invariant:
+    """Holds when the saved file computes what the fine-tuned model with its wrappers does."""
+    passed, parts = True, []
+    for name, values in expected.items():
+        difference = figures.max_abs_diff(values, outputs[name])
+        limit = EQUAL * max(1.0, float(np.abs(values).max(initial=0.0)))
+        passed = passed and difference <= limit
+        parts.append(f"output {name}: max abs diff {difference:.3g} to the fine-tuned model, limit {limit:.3g}")
+    return step_pb2.Invariant(name="close", passed=passed, detail="; ".join(parts))
+
+
+def _layer(plan: LayerPlan, kernels: Arrays) -> step_pb2.LayerOutcome:
+    detail = plan.reason
+    if plan.kernels:
+        values = np.concatenate([kernels[name].reshape(-1) for name in plan.values(plan.layer)])
+        detail = f"sparsity {np.mean(values == 0):.3f}"
+    return step_pb2.LayerOutcome(layer=plan.path, class_name=plan.class_name, applied=bool(plan.kernels), detail=detail)
+
+
+def _sizes(before: Path, after: Path) -> str:
+    dense, sparse = sizes_of(before), sizes_of(after)
+    return (
+        f"deflated, the model shrinks from {dense.deflated_bytes} to {sparse.deflated_bytes} bytes "
+        f"({dense.deflated_bytes / sparse.deflated_bytes:.2f}x); the raw size ({sparse.raw_bytes} bytes) and the "
+        "latency do not change"
+    )
