@@ -133,7 +133,7 @@ def _outputs(technique: str, payload: dict[str, Any]) -> dict[str, Any]:
         kind = artifact_pb2.ARTIFACT_KIND_KERAS
     path = Path(payload["workdir"]) / "out"
     source = Path(payload["artifacts"]["model"][1]).read_bytes()
-    path.write_bytes(b"\x00\x00\x00\x00TFL3" + technique.encode() + payload["params"].encode() + source[:64])
+    path.write_bytes(b"\x00\x00\x00\x00TFL3" + technique.encode() + payload["params"].encode() + source)
     result = step_pb2.StepResult(
         sizes=step_pb2.Sizes(raw_bytes=path.stat().st_size, deflated_bytes=9),
         metrics={"sqnr_db": step_pb2.Metric(value=30.0)} if technique == "quantize" else {},

@@ -61,10 +61,10 @@ def folder_files(folder: Path) -> list[FolderFile]:
                     raise _malformed(folder, f"{path!r} is no regular file; put the file itself there")
                 if fault := path_fault(path):
                     raise _malformed(folder, fault)
+                if len(files) > MAX_ENTRIES:
+                    raise _malformed(folder, f"it holds more than {MAX_ENTRIES} files; send fewer")
     if not files:
         raise _malformed(folder, "it holds no file")
-    if len(files) > MAX_ENTRIES:
-        raise _malformed(folder, f"it holds {len(files)} files; {MAX_ENTRIES} is the most")
     return sorted(files, key=lambda file: file.path.encode())
 
 

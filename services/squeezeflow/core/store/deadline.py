@@ -94,14 +94,14 @@ class _TimedReader(io.RawIOBase):
 
 class _Connection(HTTPConnection):
     def connect(self) -> None:
-        _patience()
+        self.timeout = min(_CONNECT_SECONDS, _patience())
         super().connect()
         self.sock = cast(socket.socket, _TimedSocket(self.sock))
 
 
 class _TlsConnection(HTTPSConnection):
     def connect(self) -> None:
-        _patience()
+        self.timeout = min(_CONNECT_SECONDS, _patience())
         super().connect()
         self.sock = cast(socket.socket, _TimedSocket(self.sock))
 

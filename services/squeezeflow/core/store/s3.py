@@ -11,6 +11,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, BinaryIO, cast
@@ -36,9 +37,6 @@ from squeezeflow.core.store.url import S3Location
 
 _PART_BYTES = 16 << 20
 _MOST_PARTS = 10_000
-_SMALL_SECONDS = 12.0  # deadline of an operation on a small object, and of opening a stream
-_CHUNK_SECONDS = 30.0  # … of one chunk of a stream
-_PART_SECONDS = 120.0  # … of one part of an upload
 _CONFLICTS = 5  # a server may ask to repeat a conditional write that met another one
 
 _REFUSED_KEYS = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed", "ExpiredToken"}
@@ -47,11 +45,27 @@ _BUCKET_IS_OURS = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
 _FAILURES = (MinioException, HTTPError, OSError, ValueError, ParseError)
 
 
+@dataclass(frozen=True)
+class Patience:
+    """Deadlines in seconds.
+
+    Attributes:
+        small: of an operation on a small object, and of opening a stream.
+        chunk: of one chunk of a stream, 1 MiB.
+        part: of one part of an upload, 16 MiB.
+    """
+
+    small: float = 12
+    chunk: float = 30
+    part: float = 120
+
+
 class S3Store:
     """Objects in one bucket, which is made at the first use where it is missing."""
 
-    def __init__(self, location: S3Location) -> None:
+    def __init__(self, location: S3Location, patience: Patience = Patience()) -> None:
         self._location = location
+        self._patience = patience
         self._bucket = location.bucket
         self._process = 0  # whose client it is: connections do not survive a fork
         self._pool: PoolManager
@@ -61,10 +75,13 @@ class S3Store:
     def put(self, key: str, chunks: Iterable[bytes], *, size: int | None = None) -> None:
         """Writes an object as a whole or not at all; see `Store`."""
         check_key(key)
-        source = _Source(sized(key, chunks, size), before_part=lambda: restart_deadline(_PART_SECONDS))
+        checked = sized(key, chunks, size)
+        if size == 0:
+            checked = iter(list(checked))  # the SDK would not look whether anything comes
+        source = _Source(checked, before_part=lambda: restart_deadline(self._patience.part))
         part_bytes = max(_PART_BYTES, -(-(size or 0) // _MOST_PARTS))
         try:
-            with self._failures(key), deadline(_PART_SECONDS):
+            with self._failures(key), deadline(self._patience.part):
                 self._client().put_object(
                     self._bucket,
                     key,
@@ -81,7 +98,7 @@ class S3Store:
     def put_bytes(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         """Writes a small object; with `if_absent` the first of all writers wins."""
         check_key(key)
-        with self._failures(key), deadline(_SMALL_SECONDS):
+        with self._failures(key), deadline(self._patience.small):
             if if_absent:
                 return self._put_absent(key, data)
             self._client().put_object(self._bucket, key, io.BytesIO(data), len(data))
@@ -90,11 +107,11 @@ class S3Store:
     def get(self, key: str) -> Iterator[bytes]:
         """Reads an object in chunks; NOT_FOUND, when iterated, where there is none."""
         check_key(key)
-        with self._failures(key), deadline(_SMALL_SECONDS):
+        with self._failures(key), deadline(self._patience.small):
             response = self._client().get_object(self._bucket, key)
         try:
             while True:
-                with self._failures(key), deadline(_CHUNK_SECONDS):
+                with self._failures(key), deadline(self._patience.chunk):
                     chunk = response.read(CHUNK_BYTES)
                 if not chunk:
                     return
@@ -115,7 +132,7 @@ class S3Store:
         """Gives size and time of an object, None where there is none."""
         check_key(key)
         try:
-            with self._failures(key), deadline(_SMALL_SECONDS):
+            with self._failures(key), deadline(self._patience.small):
                 found = self._client().stat_object(self._bucket, key)
                 return ObjectStat(found.size or 0, found.last_modified or datetime.fromtimestamp(0, UTC))
         except SqueezeflowError as error:
@@ -126,7 +143,7 @@ class S3Store:
     def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> list[str]:
         """Gives keys in the server's order; see `Store`."""
         check_prefix(prefix)
-        with self._failures(prefix), deadline(_SMALL_SECONDS + limit / 1000):
+        with self._failures(prefix), deadline(self._patience.small + limit / 1000):
             found = self._client().list_objects(
                 self._bucket, prefix=prefix, recursive=True, start_after=start_after or None
             )
@@ -135,12 +152,12 @@ class S3Store:
     def delete(self, key: str) -> None:
         """Removes an object; there need not be one."""
         check_key(key)
-        with self._failures(key), deadline(_SMALL_SECONDS):
+        with self._failures(key), deadline(self._patience.small):
             self._client().remove_object(self._bucket, key)
 
     def check(self) -> None:
         """Makes sure that the server answers, takes our keys, and has the bucket."""
-        with self._failures("check"), deadline(_SMALL_SECONDS):
+        with self._failures("check"), deadline(self._patience.small):
             self._bucket_known = False
             self._client()
 
