@@ -14,14 +14,6 @@ SIZE = 1 << 30
 BLOCK = 16 << 20
 
 
-def orchestrator_of(stack: Stack) -> psutil.Process:
-    """Gives the orchestrator's process."""
-    for process in psutil.Process(stack.process.pid).children(recursive=True):
-        if "squeezeflow.orchestrator" in process.cmdline():
-            return process
-    raise RuntimeError("the orchestrator is not running")
-
-
 def measure() -> dict[str, float]:
     """Writes and reads one artifact of incompressible bytes."""
     with tempfile.TemporaryDirectory() as text, Stack(Path(text)) as stack:
@@ -30,7 +22,7 @@ def measure() -> dict[str, float]:
             file.write(b"PK\x03\x04")
             for _ in range(SIZE // BLOCK):
                 file.write(os.urandom(BLOCK))
-        server, client = orchestrator_of(stack), stack.client()
+        server, client = psutil.Process(stack.pid_of("orchestrator")), stack.client()
         before = server.memory_info().rss
         began = time.perf_counter()
         digest = client.upload(source, role="data").digest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import psutil
 
 from squeezeflow.client import Client
 
@@ -53,6 +56,18 @@ class Stack:
         finally:
             if self.process.poll() is None:
                 os.killpg(self.process.pid, signal.SIGKILL)
+
+    def pid_of(self, service: str) -> int:
+        """Gives the process id of a service."""
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.cmdline()[-2:] == ["-m", f"squeezeflow.{service}"]:
+                    return process.pid
+        raise RuntimeError(f"{service} is not running")
+
+    def log_of(self, service: str) -> str:
+        """Gives what a service has logged."""
+        return (self.home / "logs" / f"{service}.log").read_text()
 
     def client(self, **options: str) -> Client:
         """Gives a client that knows every service's address."""
