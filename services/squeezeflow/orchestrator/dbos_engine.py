@@ -10,7 +10,7 @@ import asyncio
 import importlib
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ class DbosEngine:
         self._workflow: Any = None
         self._bodies: set[asyncio.Task[Any]] = set()
         self._ending: set[asyncio.Task[Any]] = set()
+        self._cancelled: set[str] = set()
 
     def take(self) -> None:
         """Takes the database for this process; INVALID_PARAMETER where another has it."""
@@ -91,6 +92,7 @@ class DbosEngine:
             return await self._run(body, payload)
 
         self._workflow = dbos.DBOS.workflow(name=_WORKFLOW)(run)
+        logging.getLogger("dbos").addFilter(_NO_PARKED_CANCELLATIONS)
         # On this thread: DBOS runs workflows on the loop that it is launched from.
         dbos.DBOS.launch()
 
@@ -126,6 +128,7 @@ class DbosEngine:
 
     async def cancel(self, run: str) -> None:
         """Marks the run; its steps are cancelled within a second."""
+        self._cancelled.add(run)
         await self._dbos.DBOS.cancel_workflow_async(run)
 
     async def _read(self, status: Any) -> Run:
@@ -143,8 +146,9 @@ class DbosEngine:
         if task is None:
             raise RuntimeError("a run is a task")
         self._bodies.add(task)
+        run: str = self._dbos.DBOS.workflow_id
         try:
-            return await body(_DbosRun(self._dbos), payload)
+            return await body(_DbosRun(self._dbos, run, self._cancelled), payload)
         except RunCancelled as error:
             if error.__cause__ is not None:
                 raise error.__cause__ from None
@@ -152,6 +156,7 @@ class DbosEngine:
         finally:
             # What is left to do is DBOS's: to write down how the run ended.
             self._bodies.discard(task)
+            self._cancelled.discard(run)
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
 
@@ -159,23 +164,30 @@ class DbosEngine:
 class _DbosRun:
     """What a body sees: DBOS through the port."""
 
-    def __init__(self, dbos: Any) -> None:
-        self._dbos = dbos
+    def __init__(self, dbos: Any, run: str, cancelled: Collection[str]) -> None:
+        self.dbos = dbos
+        self._run = run
+        self._cancelled = cancelled
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether this process has cancelled the run."""
+        return self._run in self._cancelled
 
     def reserve(self, name: str) -> _DbosSlot:
         """Draws the next step id."""
-        return _DbosSlot(self._dbos, self._dbos.DBOS.reserve_step(), name)
+        return _DbosSlot(self, self.dbos.DBOS.reserve_step(), name)
 
     async def note(self, name: str, value: Json) -> None:
         """Sets an event of the workflow."""
-        await self._dbos.DBOS.set_event_async(name, value)
+        await self.dbos.DBOS.set_event_async(name, value)
 
 
 class _DbosSlot:
     """A step id that was drawn."""
 
-    def __init__(self, dbos: Any, reservation: StepReservation, name: str) -> None:
-        self._dbos = dbos
+    def __init__(self, run: _DbosRun, reservation: StepReservation, name: str) -> None:
+        self._run = run
         self._reservation = reservation
         self._name = name
 
@@ -185,11 +197,29 @@ class _DbosSlot:
         async def step() -> Json:
             return await work()
 
+        errors = self._run.dbos.error
         try:
             result: Json = await self._reservation.run_async({"name": self._name, "preemptible": True}, step)
-        except self._dbos.error.DBOSWorkflowCancelledError as error:
+        except errors.DBOSWorkflowCancelledError as error:
             raise RunCancelled from error
+        except errors.DBOSWorkflowConflictIDError as error:
+            # A result that comes after the cancellation is refused with this, for the run has no owner any more.
+            if self._run.cancelled:
+                raise RunCancelled from error
+            raise
         return result
+
+
+class _NoParkedCancellations(logging.Filter):
+    """Drops what DBOS logs when a cancelled workflow has ended: it is what was asked for."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tells whether a record is worth a line."""
+        kind = record.exc_info[0] if record.exc_info else None
+        return kind is None or kind.__name__ != "DBOSAwaitedWorkflowCancelledError"
+
+
+_NO_PARKED_CANCELLATIONS = _NoParkedCancellations()
 
 
 def _prepare(database: Path) -> None:

@@ -57,7 +57,7 @@ class WorkerCalls:
             while True:
                 async with asyncio.timeout(silence_seconds):
                     event = await call.read()
-                if event is grpc.aio.EOF:  # type: ignore[attr-defined]
+                if event is grpc.aio.EOF:
                     return
                 yield event
         except TimeoutError as error:

@@ -31,8 +31,8 @@ class Body:
 
         async def step(name: str) -> Json:
             async def work() -> Json:
-                self.began.append(name)
                 await durable.note(name, {"worker": f"at {name}"})
+                self.began.append(name)
                 try:
                     await self.gate(name).wait()
                 except asyncio.CancelledError:
@@ -138,6 +138,25 @@ async def test_cancelling_interrupts_the_work_and_tells_the_body(engine: DbosEng
     await engine.cancel("default:one")
     await asyncio.wait_for(told.wait(), 20)
     assert body.interrupted
+    assert (await until_state(engine, "default:one", RunState.CANCELLED)).results == {}
+
+
+async def test_a_result_that_comes_after_the_cancellation_does_not_stop_it(engine: DbosEngine) -> None:
+    body, told = Body(), asyncio.Event()
+
+    async def run(durable: Durable, payload: Json) -> Json:
+        try:
+            return await body.run(durable, payload)
+        except RunCancelled:
+            told.set()
+            raise
+
+    await engine.start(run)
+    await engine.submit("default:one", {"steps": ["a", "b"]})
+    await until_began(body, "a", "b")
+    await engine.cancel("default:one")
+    body.gate("a").set()
+    await asyncio.wait_for(told.wait(), 20)
     assert (await until_state(engine, "default:one", RunState.CANCELLED)).results == {}
 
 
