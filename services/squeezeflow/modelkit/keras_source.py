@@ -138,6 +138,11 @@ class KerasSource:
         """Gives a fresh TFLiteConverter of the model's one signature."""
         return self._served.converter()
 
+    def kernels(self) -> dict[str, np.ndarray]:
+        """Gives the weights by name."""
+        names = naming.unique([getattr(weight, "path", weight.name) for weight in self.model.weights])
+        return {name: np.asarray(weight) for name, weight in zip(names, self.model.weights, strict=True)}
+
     def export(self, folder: Path) -> None:
         """Writes the model as a SavedModel with the signature `serving_default` under contract names."""
         self._served.save(folder)

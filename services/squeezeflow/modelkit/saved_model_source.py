@@ -161,6 +161,16 @@ class SavedModelSource:
             str(self._folder), signature_keys=[self.contract.signature], tags=set(self._tags)
         )
 
+    def kernels(self) -> dict[str, np.ndarray]:
+        """Gives the variables by name, and the constants of the graph and its functions."""
+        found = {variable.name: variable.numpy() for variable in self._function.variables}
+        graph = self._function.graph.as_graph_def()
+        for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
+            for node in nodes:
+                if node.op == "Const" and len(node.attr["value"].tensor.tensor_shape.dim) > 1:
+                    found[f"constant {len(found)}"] = tf.make_ndarray(node.attr["value"].tensor)
+        return found
+
     def export(self, folder: Path) -> None:
         """Writes the chosen signature as a SavedModel with the signature `serving_default`."""
         tf.saved_model.save(self._loaded, str(folder), signatures={serving.SIGNATURE: self._function})

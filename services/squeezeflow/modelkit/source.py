@@ -51,6 +51,9 @@ class Source(Protocol):
     def converter(self) -> Any:
         """Gives a fresh TFLiteConverter of the model's one signature."""
 
+    def kernels(self) -> dict[str, np.ndarray]:
+        """Gives the weights by name, and for a SavedModel its constants too."""
+
     def export(self, folder: Path) -> None:
         """Writes the model as a SavedModel with the signature `serving_default` under contract names."""
 

@@ -1,0 +1,42 @@
+"""Convert: a model becomes float32 TFLite, and is proved equal to its source."""
+
+from __future__ import annotations
+
+import time
+
+from squeezeflow.core.step import ArtifactPath, Report, StepInputs, StepOutputs
+from squeezeflow.modelkit import conversion, data, proof, threads
+from squeezeflow.modelkit.source import open_source
+from squeezeflow.v1 import artifact_pb2, technique_pb2
+
+
+def run(params: technique_pb2.Convert, inputs: StepInputs, report: Report) -> StepOutputs:
+    """Converts the model to `model.tflite` in the step's folder.
+
+    Errors: MALFORMED_MODEL, CODE_IN_MODEL, UNSUPPORTED_OP, UNSUPPORTED_INPUT, INVALID_PARAMETER (signature),
+    DATA_MISMATCH, NON_FINITE_OUTPUT, OUTPUT_MISMATCH, INVARIANT_BROKEN.
+    """
+    threads.limit(inputs.threads)
+    report(0.0, "loading")
+    began = time.perf_counter()
+    source = open_source(inputs.model, inputs.signature)
+    bound = data.bind(inputs, source.contract)
+    loaded = time.perf_counter()
+    report(0.3, "converting")
+    target = inputs.workdir / "model.tflite"
+    conversion.convert(source.converter(), target)
+    converted = time.perf_counter()
+    report(0.8, "proving")
+    proved = proof.prove(source, target, bound=bound, mode="float32", threads=inputs.threads)
+    return StepOutputs(
+        artifact=ArtifactPath(artifact_pb2.ARTIFACT_KIND_TFLITE, target),
+        contract=proved.contract,
+        metrics=proved.metrics,
+        invariants=proved.invariants,
+        notes=(*source.notes, *(bound.notes if bound else ()), *proved.notes),
+        seconds={
+            "load": loaded - began,
+            "convert": converted - loaded,
+            "prove": time.perf_counter() - converted,
+        },
+    )

@@ -1,0 +1,74 @@
+"""Which layers each technique takes, and why not: one table, that DescribeModel shows and the techniques follow.
+
+Most of it was measured by converting, quantizing and pruning a model of each kind; the rest is TFMOT's own registry.
+A reason is empty where the technique is applied.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Kernels that TFMOT prunes, by class (its PruneRegistry); `cell.` stands for the cells of a recurrent layer.
+PRUNED_KERNELS = {
+    **dict.fromkeys(["Conv1D", "Conv2D", "Conv2DTranspose", "Conv3D", "Conv3DTranspose", "Dense"], ("kernel",)),
+    **dict.fromkeys(["LocallyConnected1D", "LocallyConnected2D"], ("kernel",)),
+    **dict.fromkeys(["SeparableConv1D", "SeparableConv2D"], ("pointwise_kernel",)),
+    "Embedding": ("embeddings",),
+    "MultiHeadAttention": (
+        "_query_dense.kernel",
+        "_key_dense.kernel",
+        "_value_dense.kernel",
+        "_output_dense.kernel",
+    ),
+    **dict.fromkeys(["LSTM", "GRU", "SimpleRNN"], ("cell.kernel", "cell.recurrent_kernel")),
+}
+_TEXT = frozenset({"StringLookup", "TextVectorization", "Hashing", "HashedCrossing"})
+# Their loops were seen to kill the converter (SIGSEGV) while it calibrates.
+_KILLS_CALIBRATION = frozenset({"GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"})
+
+
+def prune_reason(layer: Any) -> str:
+    """Says why pruning leaves a layer as it is; empty where its kernels are pruned."""
+    name = type(layer).__name__
+    if _is_keras3(layer):
+        return "a Keras 3 layer; pruning needs a tf_keras model"
+    if name in ("DepthwiseConv1D", "DepthwiseConv2D"):
+        return "depthwise kernels are not pruned: they have few weights, and each one matters"
+    if not layer.weights:
+        return "has no weights"
+    if name not in PRUNED_KERNELS:
+        return f"has no kernel that TFMOT prunes ({name})"
+    return ""
+
+
+def quantize_reason(layer: Any) -> str:
+    """Says in which mode quantizing fails on a layer, and why; empty where every mode takes it."""
+    unconvertible = convert_reason(layer)
+    if unconvertible:
+        return unconvertible
+    inner = getattr(layer, "forward_layer", None) or getattr(layer, "layer", None) or layer
+    name = type(inner).__name__
+    loops = name in _KILLS_CALIBRATION or (name == "LSTM" and _is_keras3(inner))
+    if loops and not getattr(inner, "unroll", False):
+        return f"int8: calibrating the loop of {name} kills the converter; use dynamic, or save it with unroll=True"
+    if name == "GroupNormalization":
+        return "int8: calibrating GroupNormalization fails; use dynamic"
+    return ""
+
+
+def convert_reason(layer: Any) -> str:
+    """Says why a layer does not convert to TFLite; empty where it does."""
+    name = type(layer).__name__
+    if name in _TEXT:
+        return f"{name} takes text, and TFLite models take numbers"
+    if layer.weights and _compute_dtype(layer) == "float16":
+        return "computes in float16 (mixed precision), for which TFLite has no kernels; save the model in float32"
+    return ""
+
+
+def _compute_dtype(layer: Any) -> str:
+    return str(getattr(layer, "compute_dtype", "") or "")
+
+
+def _is_keras3(layer: Any) -> bool:
+    return type(layer).__module__.split(".")[0] == "keras"
