@@ -94,7 +94,7 @@ class SeaweedServer:
             "-s3.port.lance=0",
             "-master.telemetry=false",
             "-master.electionTimeout=1s",  # 10 s otherwise after a kill: it waits for peers that do not exist
-            "-master.volumeSizeLimitMB=64",
+            "-master.volumeSizeLimitMB=512",  # × 100 volumes is what fits; deleted bytes count until a vacuum
             "-volume.max=100",
             *(f"-{option}={port}" for option, port in self._ports.items()),
         ]

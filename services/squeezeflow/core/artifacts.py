@@ -8,21 +8,17 @@ of the same artifact stores them again instead of trusting them.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
 
-from squeezeflow.core.canonical import canonical_json
+from squeezeflow.core.artifact_record import ArtifactRecord
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.core.folders import (
     CanonicalTar,
@@ -40,14 +36,14 @@ from squeezeflow.core.kinds import (
     KERAS_KINDS,
     MODEL_KINDS,
     file_name,
-    kind_named,
     kind_of_path,
     kind_word,
 )
 from squeezeflow.core.step import ArtifactPath
 from squeezeflow.core.store import Store
 from squeezeflow.core.tenants import tenant_prefix
-from squeezeflow.v1.artifact_pb2 import Artifact, ArtifactKind
+from squeezeflow.core.uploads import copy, disk_failures, remove, scratch_folder, spool
+from squeezeflow.v1.artifact_pb2 import Artifact
 from squeezeflow.v1.artifacts_pb2 import WriteArtifactHeader
 
 __all__ = [
@@ -91,35 +87,6 @@ def check_digest(digest: str) -> str:
             fields=[("digest", "64 lowercase hex digits")],
         )
     return digest
-
-
-@dataclass(frozen=True)
-class _Record:
-    """What stands in `artifacts/<digest>`; `size` counts the blob's bytes."""
-
-    kind: int
-    size: int
-    create_time: datetime
-    damaged: bool = False
-
-    def encode(self) -> bytes:
-        value = {"kind": kind_word(self.kind), "size": self.size, "create_time": self.create_time.isoformat()}
-        return canonical_json(value | ({"damaged": True} if self.damaged else {})).encode()
-
-    @classmethod
-    def decode(cls, data: bytes) -> _Record:
-        """Reads a record; ValueError when it cannot be one."""
-        try:
-            value = json.loads(data)
-            created = datetime.fromisoformat(value["create_time"])
-            return cls(kind_named(value["kind"]), int(value["size"]), created, bool(value.get("damaged")))
-        except (KeyError, TypeError) as error:
-            raise ValueError("no artifact record") from error
-
-    def artifact(self, digest: str) -> Artifact:
-        artifact = Artifact(digest=digest, kind=cast(ArtifactKind, self.kind), size_bytes=self.size)
-        artifact.create_time.FromDatetime(self.create_time)
-        return artifact
 
 
 class Artifacts:
@@ -169,9 +136,10 @@ class Artifacts:
                 f"{header.size_bytes} bytes are announced; {self._max_bytes} is the most",
                 fields=[("header.size_bytes", f"at most {self._max_bytes}")],
             )
-        with _scratch_folder(scratch) as folder:
+        with scratch_folder(scratch) as folder:
             path = folder / file_name(header.kind)
-            digest = _spool(header, chunks, path)
+            with disk_failures(scratch):
+                digest = spool(header, chunks, path)
             if digest != header.digest:
                 raise SqueezeflowError(
                     "DIGEST_MISMATCH",
@@ -212,18 +180,19 @@ class Artifacts:
             SqueezeflowError: NOT_FOUND; DIGEST_MISMATCH when the stored bytes are wrong: then nothing stays.
         """
         record = self._existing(digest)
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / file_name(record.kind)
-        _remove(path)
+        with disk_failures(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            remove(path)
         try:
-            with self._verified(digest, record):
+            with disk_failures(folder), self._verified(digest, record):
                 if record.kind in FOLDER_KINDS:
                     found = unpack_tar(self._blob(digest), path, max_bytes=record.size, canonical=True)
                 else:
-                    found = _copy(self._blob(digest), path)
+                    found = copy(self._blob(digest), path)
                 _expect(digest, found)
         except BaseException:
-            _remove(path)
+            remove(path)
             raise
         return ArtifactPath(record.kind, path)
 
@@ -260,7 +229,7 @@ class Artifacts:
         self._store.put(self._blob_key(digest), chunks, size=size)
         if _fingerprint(kind, path) != before:
             raise SqueezeflowError("DIGEST_MISMATCH", f"{path.name} changed while it was read; write it again")
-        record = _Record(kind, size, standing.create_time if standing else datetime.now(UTC))
+        record = ArtifactRecord(kind, size, standing.create_time if standing else datetime.now(UTC))
         key = self._record_key(digest)
         if not self._store.put_bytes(key, record.encode(), if_absent=standing is None):
             other = self._record(digest)
@@ -270,17 +239,17 @@ class Artifacts:
             self._store.put_bytes(key, record.encode())
         return record.artifact(digest)
 
-    def _existing(self, digest: str) -> _Record:
+    def _existing(self, digest: str) -> ArtifactRecord:
         record = self._record(digest)
         if record is None:
             raise SqueezeflowError("NOT_FOUND", f"artifact {digest} does not exist", metadata={"digest": digest})
         return record
 
-    def _record(self, digest: str) -> _Record | None:
+    def _record(self, digest: str) -> ArtifactRecord | None:
         """Reads a record; one that cannot be read is as good as none: the next write replaces it."""
         key = self._record_key(digest)
         try:
-            return _Record.decode(self._store.get_bytes(key))
+            return ArtifactRecord.decode(self._store.get_bytes(key))
         except SqueezeflowError as error:
             if error.reason != "NOT_FOUND":
                 raise
@@ -288,7 +257,7 @@ class Artifacts:
             log.warning("the record %s cannot be read", key)
         return None
 
-    def _is_whole(self, digest: str, record: _Record) -> bool:
+    def _is_whole(self, digest: str, record: ArtifactRecord) -> bool:
         found = self._store.stat(self._blob_key(digest))
         return not record.damaged and found is not None and found.size == record.size
 
@@ -303,7 +272,7 @@ class Artifacts:
             ) from error
 
     @contextmanager
-    def _verified(self, digest: str, record: _Record) -> Iterator[None]:
+    def _verified(self, digest: str, record: ArtifactRecord) -> Iterator[None]:
         """Says DIGEST_MISMATCH where the bytes read are wrong (a tar that cannot be read, too) and marks the record."""
         try:
             yield
@@ -319,7 +288,7 @@ class Artifacts:
         if record.damaged:
             self._mark(digest, replace(record, damaged=False))
 
-    def _mark(self, digest: str, record: _Record) -> None:
+    def _mark(self, digest: str, record: ArtifactRecord) -> None:
         try:
             self._store.put_bytes(self._record_key(digest), record.encode())
         except SqueezeflowError as error:  # what was read matters more
@@ -355,7 +324,7 @@ def _expect(digest: str, found: str) -> None:
         raise SqueezeflowError("DIGEST_MISMATCH", f"{digest} was expected and {found} was read")
 
 
-def _expect_kind(digest: str, record: _Record, kind: int) -> None:
+def _expect_kind(digest: str, record: ArtifactRecord, kind: int) -> None:
     if record.kind != kind:
         stored = kind_word(record.kind)
         raise SqueezeflowError(
@@ -364,68 +333,3 @@ def _expect_kind(digest: str, record: _Record, kind: int) -> None:
             metadata={"digest": digest, "kind": stored},
             fields=[("kind", f"stored as {stored}")],
         )
-
-
-def _spool(header: WriteArtifactHeader, chunks: Iterable[bytes], path: Path) -> str:
-    """Writes an upload to the disk, holds it against the announced size, and gives its digest."""
-    bounded = _Bounded(header, chunks)
-    if header.kind in FOLDER_KINDS:
-        digest = unpack_tar(bounded, path, max_bytes=header.size_bytes)
-    else:
-        digest = _copy(bounded, path)
-    bounded.expect_all()
-    return digest
-
-
-class _Bounded:
-    """Passes on the chunks of an upload, no more than were announced."""
-
-    def __init__(self, header: WriteArtifactHeader, chunks: Iterable[bytes]) -> None:
-        self._header = header
-        self._chunks = chunks
-        self._total = 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        for chunk in self._chunks:
-            self._total += len(chunk)
-            if self._total > self._header.size_bytes:
-                reason = "MALFORMED_MODEL" if self._header.kind in FOLDER_KINDS else "DIGEST_MISMATCH"
-                raise self._other_size(reason, "more")
-            yield chunk
-
-    def expect_all(self) -> None:
-        """Refuses an upload that ended early."""
-        if self._total != self._header.size_bytes:
-            raise self._other_size("DIGEST_MISMATCH", str(self._total))
-
-    def _other_size(self, reason: str, got: str) -> SqueezeflowError:
-        return SqueezeflowError(
-            reason, f"{self._header.size_bytes} bytes were announced and {got} came; announce the size of what is sent"
-        )
-
-
-def _copy(chunks: Iterable[bytes], path: Path) -> str:
-    """Writes chunks to a new file and gives their digest."""
-    sha256 = hashlib.sha256()
-    with path.open("wb") as file:
-        for chunk in chunks:
-            sha256.update(chunk)
-            file.write(chunk)
-    return sha256.hexdigest()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _scratch_folder(scratch: Path) -> Iterator[Path]:
-    scratch.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="upload-", dir=scratch))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)

@@ -84,13 +84,16 @@ def folder_tar(folder: Path) -> Iterator[bytes]:
         yield header(file.path, file.size)
         left = file.size
         for chunk in read_chunks(folder / file.path):
-            yield chunk[:left]
-            left -= min(left, len(chunk))
+            left -= len(chunk)
+            if left < 0:
+                break
+            yield chunk
         if left:
             raise SqueezeflowError(
-                "DIGEST_MISMATCH", f"{folder / file.path} became shorter while it was read; write it again"
+                "DIGEST_MISMATCH", f"{file.path} changed its size while it was read; write the folder again"
             )
-        yield padding(file.size)
+        if gap := padding(file.size):
+            yield gap
     yield END
 
 
@@ -148,7 +151,8 @@ class CanonicalTar:
         for file in self._files:
             yield header(file.path, file.size)
             yield from self._content(file)
-            yield padding(file.size)
+            if gap := padding(file.size):
+                yield gap
         yield END
 
     @property

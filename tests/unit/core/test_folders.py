@@ -81,7 +81,9 @@ def test_names_and_bytes_count(folder: Path) -> None:
 
 
 def test_a_folder_comes_back_from_its_tar(folder: Path, tmp_path: Path) -> None:
-    data = b"".join(folder_tar(folder))
+    chunks = list(folder_tar(folder))
+    assert all(chunks)
+    data = b"".join(chunks)
     assert len(data) == tar_size(folder)
     assert unpack_tar([data], tmp_path / "out", max_bytes=len(data), canonical=True) == folder_digest(folder)
     assert b"".join(folder_tar(tmp_path / "out")) == data
@@ -121,12 +123,13 @@ def test_a_folder_of_too_many_files_is_refused(tmp_path: Path) -> None:
     assert f"more than {MAX_ENTRIES} files" in caught.value.message
 
 
-def test_a_file_that_becomes_shorter_while_it_is_read_is_a_mismatch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [1 << 20, 3 << 20 | 1, 5 << 20])
+def test_a_file_that_changes_its_size_while_it_is_read_is_a_mismatch(tmp_path: Path, size: int) -> None:
     (tmp_path / "a").write_bytes(bytes(3 << 20))
     (tmp_path / "b").write_bytes(bytes(3 << 20))
     chunks = folder_tar(tmp_path)
     next(chunks)
-    os.truncate(tmp_path / "b", 1 << 20)
+    os.truncate(tmp_path / "b", size)
     with pytest.raises(SqueezeflowError) as caught:
         list(chunks)
     assert caught.value.reason == "DIGEST_MISMATCH"
