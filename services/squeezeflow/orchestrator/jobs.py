@@ -17,6 +17,7 @@ from squeezeflow.orchestrator.calls import Call, Caller
 from squeezeflow.orchestrator.checks import Checks
 from squeezeflow.orchestrator.documents import JobDocuments, new_id
 from squeezeflow.orchestrator.engine import Durable, Engine, RunCancelled, RunState
+from squeezeflow.orchestrator.keeper import keep_document, put_for_certain
 from squeezeflow.orchestrator.live import LiveJob
 from squeezeflow.orchestrator.plan import Node, make_plan
 from squeezeflow.orchestrator.recipes import resolve
@@ -29,10 +30,9 @@ from squeezeflow.v1 import errors_pb2, jobs_pb2, step_pb2
 log = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 0.1
-_DOCUMENT_SECONDS = 1.0
-_LONGEST_DELAY = 30.0
 _CLOSE_SECONDS = 3.0
 _PAGE = 50
+_READERS = 16  # documents of a page that are read at the same time
 
 
 class Jobs:
@@ -102,14 +102,17 @@ class Jobs:
     async def _start(self, record: JobRecord) -> jobs_pb2.Job:
         await self._restored.wait()
         live = self._live[record.key] = LiveJob(record)
-        try:
-            await self._engine.submit(record.key, record.to_json())
-        except BaseException:
-            if not live.body_runs:
-                self._live.pop(record.key, None)
-            raise
+        # A caller that goes away now must not leave a run that is recorded and not started.
+        await asyncio.shield(asyncio.create_task(self._submit(record)))
         log.info("job %s: %d steps", record.key, len(record.plan.nodes))
         return live.job()
+
+    async def _submit(self, record: JobRecord) -> None:
+        try:
+            await self._engine.submit(record.key, record.to_json())
+        except Exception:
+            self._live.pop(record.key, None)
+            raise
 
     async def get(self, tenant: str, job: str) -> jobs_pb2.Job:
         """Gives a job as it stands; NOT_FOUND."""
@@ -125,7 +128,13 @@ class Jobs:
         stored = await asyncio.to_thread(self._documents.ids, tenant, start_after=page_token, limit=size + 1)
         live = [each.record.id for each in self._live.values() if each.record.tenant == tenant]
         ids = sorted({*stored, *(job for job in live if job > page_token)})[: size + 1]
-        jobs = await asyncio.gather(*(self._find(tenant, job) for job in ids[:size]))
+        readers = asyncio.Semaphore(_READERS)
+
+        async def read(job: str) -> jobs_pb2.Job | None:
+            async with readers:
+                return await self._find(tenant, job)
+
+        jobs = await asyncio.gather(*(read(job) for job in ids[:size]))
         more = ids[size - 1] if len(ids) > size else ""
         return jobs_pb2.ListJobsResponse(jobs=[job for job in jobs if job is not None], next_page_token=more)
 
@@ -152,7 +161,7 @@ class Jobs:
         if not live.body_runs:
             # Nobody else will: a run that waits to be taken up again is not taken up any more.
             live.end(Ending(cancelling=True, ended=time.time()))
-            await self._put(live.record.tenant, live.job())
+            await put_for_certain(self._documents, tenant, live.job())
             self._live.pop(live.record.key, None)
         return live.job()
 
@@ -164,7 +173,7 @@ class Jobs:
         record = JobRecord.from_json(payload)
         live = self._live.setdefault(record.key, LiveJob(record))
         live.body_runs = True
-        keeper = asyncio.create_task(self._keep_document(live))
+        keeper = asyncio.create_task(keep_document(self._documents, live))
         try:
             await self._run(durable, live)
         except RunCancelled:
@@ -197,32 +206,6 @@ class Jobs:
             live.end(Ending(ended=time.time(), error=errors_pb2.Error(reason="INTERNAL", message=text)))
 
     # --- documents -----------------------------------------------------------------------------------------------
-
-    async def _keep_document(self, live: LiveJob) -> None:
-        """Writes the document when a state changes, not more often than once a second, and at the end for certain."""
-        written: tuple[int, ...] = ()
-        async for job in live.watch(_DOCUMENT_SECONDS):
-            states = _states(job)
-            if job.state in FINAL:
-                await self._put(live.record.tenant, job)
-            elif states != written:
-                try:
-                    await asyncio.to_thread(self._documents.put, live.record.tenant, job)
-                    written = states
-                except SqueezeflowError as error:
-                    log.warning("the document of job %s was not written: %s", live.record.key, error)
-
-    async def _put(self, tenant: str, job: jobs_pb2.Job) -> None:
-        """Writes a document, however long the store is away: until then the engine does not count the job as ended."""
-        delay = 0.5
-        while True:
-            try:
-                await asyncio.to_thread(self._documents.put, tenant, job)
-                return
-            except SqueezeflowError as error:
-                log.warning("the document of job %s was not written, again in %g s: %s", job.id, delay, error)
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, _LONGEST_DELAY)
 
     async def _find(self, tenant: str, job: str) -> jobs_pb2.Job | None:
         await self._restored.wait()
@@ -275,8 +258,3 @@ class _Listener:
     def cancelling(self) -> bool:
         """Tells whether a caller asked for the job's end."""
         return self._live.ending.cancelling
-
-
-def _states(job: jobs_pb2.Job) -> tuple[int, ...]:
-    steps = [step.state for candidate in job.candidates for step in candidate.steps]
-    return (job.state, *(candidate.state for candidate in job.candidates), *steps)

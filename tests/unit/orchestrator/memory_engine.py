@@ -71,6 +71,7 @@ class MemoryEngine:
         self.runs: dict[str, MemoryRun] = {name: run.again() for name, run in before.runs.items()} if before else {}
         self.states: dict[str, RunState] = dict(before.states) if before else {}
         self.refuses: Exception | None = None
+        self.submitting = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._body: Body | None = None
 
@@ -87,6 +88,8 @@ class MemoryEngine:
     async def submit(self, run: str, payload: Json) -> None:
         if self.refuses is not None:
             raise self.refuses
+        self.submitting.set()
+        await asyncio.sleep(0.01)
         if run not in self.payloads:
             self.payloads[run], self.runs[run], self.states[run] = payload, MemoryRun(), RunState.RUNNING
             self._go(run)

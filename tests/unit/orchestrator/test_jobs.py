@@ -172,6 +172,15 @@ async def test_a_claim_without_a_job_is_used_by_the_next_call(desk: Desk) -> Non
     assert (await desk.create(request_id="r")).id == claimed
 
 
+async def test_a_caller_that_goes_away_leaves_a_job_that_runs(desk: Desk) -> None:
+    creating = asyncio.create_task(desk.create(request_id="r"))
+    await desk.engine.submitting.wait()
+    creating.cancel()
+    await asyncio.wait({creating})
+    job = desk.documents.claimed("default", "r")
+    assert (await desk.ended(job)).state == SUCCEEDED
+
+
 async def test_another_tenants_job_is_not_found(desk: Desk) -> None:
     job = await desk.create()
     for call in (desk.jobs.get, desk.jobs.cancel):
