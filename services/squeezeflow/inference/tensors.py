@@ -157,16 +157,16 @@ def _check_tensor(
             wanted=datatype(wanted),
         )
     shape, axes = tuple(tensor.shape), tuple(wanted.shape)
-    # The batch axis takes any length even where the file fixes it to 1: its samples are then run one by one.
-    free = [axis == -1 or (place == 0 and axis == 1) for place, axis in enumerate(axes)]
+    # The batch axis takes any length even where the file fixes it: the samples are then run in parts.
+    free = [axis == -1 or place == 0 for place, axis in enumerate(axes)]
     fits = len(shape) == len(axes) and all(
         length >= 1 if open_ else length == axis for length, axis, open_ in zip(shape, axes, free, strict=True)
     )
     if not fits:
         raise _mismatch(
             tensor.name,
-            f"input {tensor.name} has shape {list(shape)}: the model takes {list(axes)}"
-            + (", any length of 1 or more where -1 stands" if -1 in axes else ""),
+            f"input {tensor.name} has shape {list(shape)}: the model takes {list(axes)}, and 1 or more along the first "
+            "axis and where -1 stands",
             got=list(shape),
             wanted=list(axes),
         )
@@ -184,7 +184,7 @@ def _from_bytes(name: str, data: bytes, dtype: str, shape: tuple[int, ...]) -> n
         )
     if dtype == "bool":
         # A byte that is neither 0 nor 1 is no numpy bool.
-        return np.frombuffer(data, np.uint8).reshape(shape) != 0
+        return np.not_equal(np.frombuffer(data, np.uint8), 0).reshape(shape)
     return np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).reshape(shape).astype(dtype, copy=False)
 
 

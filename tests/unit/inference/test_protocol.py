@@ -70,4 +70,5 @@ def test_the_service_has_the_name_and_the_rpcs_of_the_specification() -> None:
 def test_a_request_has_the_bytes_that_other_clients_send() -> None:
     tensor = oip.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[1, 2])
     request = oip.ModelInferRequest(model_name="m", id="7", inputs=[tensor], raw_input_contents=[b"\0" * 8])
-    assert request.SerializeToString().hex() == "0a016d1a01372a0d0a01781204465033321a0201023a08" + "00" * 8
+    tensor_bytes = "0a0178" + "120446503332" + "1a020102"
+    assert request.SerializeToString().hex() == "0a016d" + "1a0137" + "2a0d" + tensor_bytes + "3a08" + "00" * 8
