@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -106,7 +107,7 @@ def sdk(url: str) -> minio.Minio:
 
 def test_a_missing_bucket_is_made_by_whoever_comes_first(url: str) -> None:
     where = location(url)
-    fresh = S3Location(where.endpoint, f"b-{uuid.uuid4().hex}", where.secure, where.access_key, where.secret_key)
+    fresh = replace(where, bucket=f"b-{uuid.uuid4().hex}")
     stores = [S3Store(fresh) for _ in range(4)]
     threads = [Thread(target=each.check) for each in stores]
     for thread in threads:
@@ -122,7 +123,7 @@ def test_a_missing_bucket_is_made_by_whoever_comes_first(url: str) -> None:
 
 def test_a_bucket_that_went_away_is_named_and_made_again(url: str) -> None:
     where = location(url)
-    fresh = S3Location(where.endpoint, f"b-{uuid.uuid4().hex}", where.secure, where.access_key, where.secret_key)
+    fresh = replace(where, bucket=f"b-{uuid.uuid4().hex}")
     store = S3Store(fresh)
     store.check()
     sdk(url).remove_bucket(fresh.bucket)
@@ -147,8 +148,7 @@ def test_an_upload_that_fails_leaves_no_parts(store: Store, root: str, url: str)
 @pytest.mark.parametrize("wrong", ["access_key", "secret_key"])
 def test_wrong_keys_are_told_from_a_store_that_is_down(url: str, wrong: str) -> None:
     where = location(url)
-    keys = {"access_key": where.access_key, "secret_key": where.secret_key, wrong: SECRET}
-    store = S3Store(S3Location(where.endpoint, where.bucket, where.secure, **keys))
+    store = S3Store(replace(where, **{wrong: SECRET}))
     for call in calls(store):
         error = refusal(call)
         assert error.reason == "STORE_UNAVAILABLE"
@@ -165,6 +165,14 @@ def test_a_store_that_is_down_is_named() -> None:
         assert (error.reason, error.metadata["store"]) == ("STORE_UNAVAILABLE", endpoint)
         assert f"{endpoint} does not answer" in error.message
         assert SECRET not in str(error) + str(error.metadata)
+
+
+def test_a_server_without_tls_is_told_when_tls_is_asked_for(url: str) -> None:
+    where = location(url)
+    store = S3Store(replace(where, secure=not where.secure), Patience(small=3))
+    error = refusal(store.check)
+    assert error.reason == "STORE_UNAVAILABLE"
+    assert "secure=true or false" in error.message
 
 
 def test_a_host_that_does_not_exist_is_named() -> None:

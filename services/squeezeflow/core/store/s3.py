@@ -20,7 +20,7 @@ from xml.etree.ElementTree import ParseError
 from minio import Minio
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from urllib3 import PoolManager
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, MaxRetryError, SSLError
 
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.core.store.deadline import connection_pool, deadline, restart_deadline
@@ -272,8 +272,8 @@ def _explain(error: BaseException, bucket: str) -> str:
         return f"refuses ({error.code}); check its log and its free space"
     if isinstance(error, ServerError | InvalidResponseError | ValueError | ParseError):
         return "does not answer as S3 does; check that the store URL names the S3 port, and secure=true or false"
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = getattr(cause, "reason", None) if isinstance(getattr(cause, "reason", None), BaseException) else None
-    kind = type(cause or error).__name__
+    cause = error.reason if isinstance(error, MaxRetryError) and error.reason is not None else error
+    if isinstance(cause, SSLError):
+        return "does not agree on TLS; check secure=true or false in the store URL, and the server's certificate"
+    kind = type(cause).__name__
     return f"does not answer ({kind}); check that it runs and that the store URL names its host and port"
