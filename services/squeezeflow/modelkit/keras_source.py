@@ -36,6 +36,14 @@ class KerasFile:
     compiled: compile_config.CompileConfig
     keras3: bool
 
+    @property
+    def written_by(self) -> str:
+        """The library and its version, as far as the file tells."""
+        # Keras 2 became tf_keras with 2.16; before, it was Keras itself.
+        major, _, minor = self.version.partition(".")
+        split_off = major == "2" and minor.split(".")[0].isdigit() and int(minor.split(".")[0]) >= 16
+        return f"{'tf_keras' if split_off else 'keras'} {self.version}".strip()
+
 
 def read_file(path: Path) -> KerasFile:
     """Reads who wrote a file, and how its model was compiled.
@@ -64,10 +72,9 @@ def open_keras(path: Path) -> KerasSource:
     Errors: MALFORMED_MODEL, UNSUPPORTED_INPUT.
     """
     facts = read_file(path)
-    model, keras3, notes = _load(path, facts)
-    written_by = f"{'keras' if facts.keras3 else 'tf_keras'} {facts.version}".strip()
+    model, keras3, notes = load(path, facts)
     return KerasSource(
-        model, keras3=keras3, format=facts.format, written_by=written_by, compiled=facts.compiled, notes=notes
+        model, keras3=keras3, format=facts.format, written_by=facts.written_by, compiled=facts.compiled, notes=notes
     )
 
 
@@ -95,18 +102,15 @@ class KerasSource:
         compiled: compile_config.CompileConfig | None = None,
         notes: Sequence[str] = (),
     ) -> None:
-        if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
-            raise SqueezeflowError(
-                "UNSUPPORTED_INPUT",
-                "the model was saved before its input shape was known: call it once or start it with an Input layer",
-            )
+        require_shape(model)
         self.format, self.written_by = format, written_by
         self.model, self.keras = model, None if keras3 else model
         self.keras3 = keras3
         self.compile_config = compiled or compile_config.CompileConfig()
         recurrent = layers.recurrent_with_free_batch(model)
         self.notes = (*notes, *([_BATCH_NOTE.format(", ".join(recurrent))] if recurrent else []))
-        self.contract = _contract(model, self.compile_config, fixed_batch=bool(recurrent))
+        self.contract = contract_of(model, self.compile_config)
+        require_numbers(model, self.contract)
         self.signature_inputs = naming.signature_inputs([tensor.name for tensor in self.contract.inputs])
         self.signature_outputs = naming.signature_outputs([tensor.name for tensor in self.contract.outputs])
         self._served = serving.Served(
@@ -153,34 +157,66 @@ _BATCH_NOTE = (
 )
 
 
-def _contract(model: Any, compiled: compile_config.CompileConfig, *, fixed_batch: bool) -> contract_pb2.Contract:
+def require_shape(model: Any) -> None:
+    """Refuses a model whose shapes are not known: UNSUPPORTED_INPUT."""
+    if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
+        raise SqueezeflowError(
+            "UNSUPPORTED_INPUT",
+            "the model was saved before its input shape was known: call it once or start it with an Input layer",
+        )
+
+
+def require_numbers(model: Any, contract: contract_pb2.Contract) -> None:
+    """Refuses a model that takes or gives text, sparse or ragged tensors: UNSUPPORTED_INPUT."""
+    symbolic = [*model.inputs, *model.outputs]
+    for named, tensor in zip([*contract.inputs, *contract.outputs], symbolic, strict=True):
+        form = ""
+        if named.dtype == "string":
+            form = "text"
+        elif _is_sparse_or_ragged(tensor):
+            form = "a sparse or ragged tensor"
+        if form:
+            raise SqueezeflowError(
+                "UNSUPPORTED_INPUT",
+                f"tensor {named.name} is {form}, which TFLite does not take: cut the model behind the layer that makes "
+                "numbers of it",
+                metadata={"tensor": named.name},
+            )
+
+
+def _is_sparse_or_ragged(tensor: Any) -> bool:
+    if type(tensor).__name__ in ("SparseKerasTensor", "RaggedKerasTensor"):
+        return True
+    return bool(getattr(tensor, "sparse", False) or getattr(tensor, "ragged", False))
+
+
+def contract_of(model: Any, compiled: compile_config.CompileConfig) -> contract_pb2.Contract:
+    """Gives the contract of a built model, with batch 1 where its recurrent layers force that."""
     inputs, outputs = layers.input_names(model), layers.output_names(model)
+    fixed = bool(layers.recurrent_with_free_batch(model))
     return contract_pb2.Contract(
-        inputs=[_tensor(n, t, fixed_batch) for n, t in zip(inputs, model.inputs, strict=True)],
+        inputs=[_tensor(n, t, fixed) for n, t in zip(inputs, model.inputs, strict=True)],
         outputs=[
-            _tensor(n, t, fixed_batch, layers.meaning(model, index, compiled))
+            _tensor(n, t, fixed, layers.meaning(model, index, compiled))
             for index, (n, t) in enumerate(zip(outputs, model.outputs, strict=True))
         ],
     )
 
 
 def _tensor(name: str, tensor: Any, fixed_batch: bool, meaning: str = "") -> contract_pb2.TensorContract:
-    dtype = getattr(tensor.dtype, "name", tensor.dtype)
-    if dtype == "string" or getattr(tensor, "sparse", False) or getattr(tensor, "ragged", False):
-        form = "text" if dtype == "string" else "a sparse or ragged tensor"
-        raise SqueezeflowError(
-            "UNSUPPORTED_INPUT",
-            f"{name} is {form}, which TFLite does not take: cut the model behind the layer that makes numbers of it",
-            metadata={"tensor": name},
-        )
     shape = [-1 if size is None else int(size) for size in tensor.shape]
     if fixed_batch and shape:
         shape[0] = 1
+    dtype = getattr(tensor.dtype, "name", tensor.dtype)
     return contract_pb2.TensorContract(name=name, shape=shape, dtype=dtype, meaning=meaning)
 
 
-def _load(path: Path, facts: KerasFile) -> tuple[Any, bool, tuple[str, ...]]:
-    """Gives the model, whether it is Keras 3's, and notes; the first library's error stands when neither reads it."""
+def load(path: Path, facts: KerasFile) -> tuple[Any, bool, tuple[str, ...]]:
+    """Loads a scanned file: gives the model, whether it is Keras 3's, and notes.
+
+    The library that wrote the file comes first, then the other one. Errors: MALFORMED_MODEL with the first one's cause
+    where neither reads it.
+    """
     first: Exception | None = None
     for keras3 in (facts.keras3, not facts.keras3):
         try:

@@ -23,6 +23,16 @@ def walk(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield path, layer
 
 
+def output_shape(layer: Any) -> list[int]:
+    """Gives the shape of a layer's one output with -1 for free axes; empty where it has several, or none is known."""
+    try:
+        shape = layer.output.shape
+    except (AttributeError, ValueError):
+        # Used in several places, or never called.
+        return []
+    return [-1 if size is None else int(size) for size in shape] if shape is not None else []
+
+
 def recurrent_with_free_batch(model: Any) -> list[str]:
     """Names the layers that loop over time while the model's batch axis is free."""
     if all(tensor.shape[0] is not None for tensor in model.inputs if len(tensor.shape)):

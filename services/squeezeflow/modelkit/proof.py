@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from squeezeflow.core import contracts, figures, invariants
+from squeezeflow.core.contracts import PROBABILITY_OPS
 from squeezeflow.core.datasets import BoundData, synthetic_inputs
 from squeezeflow.core.litert import Runner
 from squeezeflow.core.tflite import TfliteFile
@@ -75,6 +76,9 @@ def prove(
     guessed = matching.by_signature(source, file)
     runner = Runner(tflite, guessed, threads=threads)
     contract, outputs = matching.by_value(guessed, runner.invoke, samples, expected)
+    for tensor in contract.outputs:
+        if not tensor.meaning and file.computing_operator(file.output_names[tensor.signature_name]) in PROBABILITY_OPS:
+            tensor.meaning = "probabilities"
     steps = {t.name: file.output_step(file.output_names[t.signature_name]) for t in contract.outputs}
     # The source's weights are needed only to tell whether a zero kernel was zero before.
     zeroed = any(weight.zeros == weight.tensor.size for weight in file.weights)

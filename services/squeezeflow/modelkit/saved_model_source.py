@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
+from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 
 from squeezeflow.core.errors import SqueezeflowError
@@ -16,6 +18,12 @@ from squeezeflow.modelkit.compile_config import CompileConfig
 from squeezeflow.modelkit.source import Arrays
 from squeezeflow.v1 import contract_pb2
 
+_NUMBERS = frozenset(
+    tf.dtypes.as_dtype(name).as_datatype_enum
+    for name in ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint32", "bool")
+)
+# What a checkpoint holds besides variables of the model.
+_BOOKKEEPING = frozenset({"_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter/.ATTRIBUTES/VARIABLE_VALUE"})
 # A signature by this name initialises the model; it is not for callers.
 _INIT = "__saved_model_init_op"
 
@@ -78,10 +86,7 @@ def choose(names: list[str], wanted: str) -> str:
 
 
 def contract_of(graph: Any, signature: str) -> contract_pb2.Contract:
-    """Gives the contract of a signature from its definition alone.
-
-    Errors: UNSUPPORTED_INPUT for text.
-    """
+    """Gives the contract of a signature from its definition alone, names in alphabetical order."""
     definition = graph.signature_def[signature]
     return contract_pb2.Contract(
         signature=signature,
@@ -91,15 +96,39 @@ def contract_of(graph: Any, signature: str) -> contract_pb2.Contract:
 
 
 def _tensor(name: str, info: Any) -> contract_pb2.TensorContract:
-    dtype = tf.dtypes.as_dtype(info.dtype).name
-    if dtype == "string":
-        raise SqueezeflowError(
-            "UNSUPPORTED_INPUT",
-            f"{name} is text, which TFLite models do not take: save a signature that starts behind the text layers",
-            metadata={"tensor": name},
-        )
     shape = [] if info.tensor_shape.unknown_rank else [int(dim.size) for dim in info.tensor_shape.dim]
-    return contract_pb2.TensorContract(name=name, shape=shape, dtype=dtype)
+    return contract_pb2.TensorContract(name=name, shape=shape, dtype=tf.dtypes.as_dtype(info.dtype).name)
+
+
+def count_parameters(folder: Path) -> int:
+    """Counts the elements of all variables from the checkpoint's index.
+
+    Errors: MALFORMED_MODEL.
+    """
+    if not (folder / "variables" / "variables.index").is_file():
+        return 0
+    try:
+        shapes = tf.train.load_checkpoint(str(folder / "variables" / "variables")).get_variable_to_shape_map()
+    except Exception as error:
+        raise _malformed(str(error)) from error
+    return sum(math.prod(shape) for name, shape in shapes.items() if name not in _BOOKKEEPING)
+
+
+def require_numbers(graph: Any, signature: str) -> None:
+    """Refuses a signature that takes or gives text, or tensors whose number of axes is not known: UNSUPPORTED_INPUT."""
+    definition = graph.signature_def[signature]
+    for name, info in [*sorted(definition.inputs.items()), *sorted(definition.outputs.items())]:
+        cause = ""
+        if info.dtype not in _NUMBERS:
+            cause = f"is {'text' if info.dtype == types_pb2.DT_STRING else 'not a tensor of numbers'}"
+        elif info.tensor_shape.unknown_rank and name in definition.inputs:
+            cause = "has no fixed number of axes"
+        if cause:
+            raise SqueezeflowError(
+                "UNSUPPORTED_INPUT",
+                f"tensor {name} {cause}, which TFLite does not take: save a signature of plain tensors of numbers",
+                metadata={"tensor": name},
+            )
 
 
 def open_saved_model(folder: Path, wanted: str = "") -> SavedModelSource:
@@ -109,6 +138,7 @@ def open_saved_model(folder: Path, wanted: str = "") -> SavedModelSource:
     """
     graph = meta_graph(read_proto(folder))
     signature = choose(signatures(graph), wanted)
+    require_numbers(graph, signature)
     contract = contract_of(graph, signature)
     tags = list(graph.meta_info_def.tags)
     try:

@@ -22,6 +22,7 @@ PRUNED_KERNELS = {
     ),
     **dict.fromkeys(["LSTM", "GRU", "SimpleRNN"], ("cell.kernel", "cell.recurrent_kernel")),
 }
+KERAS3_REASON = "a Keras 3 model; pruning needs tf_keras: save it with TF_USE_LEGACY_KERAS=1"
 _TEXT = frozenset({"StringLookup", "TextVectorization", "Hashing", "HashedCrossing"})
 # Their loops were seen to kill the converter (SIGSEGV) while it calibrates.
 _KILLS_CALIBRATION = frozenset({"GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"})
@@ -31,7 +32,7 @@ def prune_reason(layer: Any) -> str:
     """Says why pruning leaves a layer as it is; empty where its kernels are pruned."""
     name = type(layer).__name__
     if _is_keras3(layer):
-        return "a Keras 3 layer; pruning needs a tf_keras model"
+        return KERAS3_REASON
     if name in ("DepthwiseConv1D", "DepthwiseConv2D"):
         return "depthwise kernels are not pruned: they have few weights, and each one matters"
     if not layer.weights:
