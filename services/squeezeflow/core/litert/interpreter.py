@@ -34,15 +34,14 @@ class Interpreter:
     """A file, ready for the shapes that were last run.
 
     Attributes:
-        delegate: `xnnpack`; `none` where XNNPACK refuses a graph that LiteRT's own kernels run.
+        delegate: `xnnpack`; `none` where XNNPACK refuses what LiteRT's own kernels run.
     """
 
     def __init__(self, path: Path, *, threads: int) -> None:
         self._path = path
         self._threads = threads
-        self._ready = False
-        self.delegate = XNNPACK
-        self._open()
+        self._xnnpack_ran = False
+        self._open(XNNPACK)
 
     def allocate(self, shapes: Shapes) -> None:
         """Prepares for input shapes by tensor index; nothing is done where they are as they were.
@@ -51,24 +50,18 @@ class Interpreter:
         """
         if shapes == self._shapes:
             return
+        if self.delegate == NO_DELEGATE:
+            self._open(XNNPACK)
         try:
             self._allocate(shapes)
+            self._xnnpack_ran = True
         except AllocationError:
-            self._open()
-            if self.delegate == NO_DELEGATE or self._ready:
-                # It has run other shapes with this delegate: the shapes are at fault.
+            # XNNPACK refuses graphs that LiteRT's own kernels run (sparse weights with integers, for one). Where it has
+            # run other shapes, these shapes are at fault.
+            if self._xnnpack_ran:
+                self._open(XNNPACK)
                 raise
-            # XNNPACK refuses graphs that LiteRT's own kernels run: sparse weights with integers, for one.
-            self.delegate = NO_DELEGATE
-            self._open()
-            try:
-                self._allocate(shapes)
-            except AllocationError:
-                # LiteRT's own words name the operator; XNNPACK's name XNNPACK.
-                self.delegate = XNNPACK
-                self._open()
-                raise
-        self._ready = True
+            self._allocate_without_delegate(shapes)
 
     def run(self, inputs: Mapping[int, Array], outputs: Sequence[int], *, reset: bool = False) -> list[Array]:
         """Gives the outputs by tensor index, copied; `reset` clears what the graph keeps from the run before.
@@ -83,24 +76,23 @@ class Interpreter:
         try:
             self._interpreter.invoke()
         except (RuntimeError, ValueError) as error:
-            raise invoke_error(self._path, error) from error
+            raise invoke_error(self._path, self._news(error)) from error
         return [np.asarray(self._interpreter.get_tensor(index)) for index in outputs]
 
-    def _open(self) -> None:
+    def _open(self, delegate: str) -> None:
         from ai_edge_litert import interpreter as litert
 
-        resolver = litert.OpResolverType
+        types = litert.OpResolverType
+        resolver = types.BUILTIN if delegate == XNNPACK else types.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        self.delegate = delegate
+        self._shapes: Shapes | None = None
+        self._heard = ""
         try:
             self._interpreter: Any = litert.Interpreter(
-                model_path=str(self._path),
-                num_threads=self._threads,
-                experimental_op_resolver_type=resolver.BUILTIN
-                if self.delegate == XNNPACK
-                else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+                model_path=str(self._path), num_threads=self._threads, experimental_op_resolver_type=resolver
             )
         except (RuntimeError, ValueError) as error:
             raise prepare_error(self._path, str(error)) from error
-        self._shapes: Shapes | None = None
 
     def _allocate(self, shapes: Shapes) -> None:
         self._shapes = None
@@ -109,8 +101,24 @@ class Interpreter:
                 self._interpreter.resize_tensor_input(index, shape)
             self._interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
-            raise AllocationError(str(error)) from error
+            raise AllocationError(self._news(error)) from error
         self._shapes = shapes
+
+    def _allocate_without_delegate(self, shapes: Shapes) -> None:
+        self._open(NO_DELEGATE)
+        try:
+            self._allocate(shapes)
+        except AllocationError:
+            # LiteRT's own words name the operator; XNNPACK's name XNNPACK.
+            self._open(XNNPACK)
+            raise
+
+    def _news(self, error: Exception) -> str:
+        """Gives what an error says that the ones before did not: LiteRT repeats all of them."""
+        text = str(error)
+        news = text.removeprefix(self._heard) or text
+        self._heard = text
+        return news
 
 
 def prepare_error(path: Path, text: str) -> SqueezeflowError:
@@ -131,12 +139,12 @@ def prepare_error(path: Path, text: str) -> SqueezeflowError:
     )
 
 
-def invoke_error(path: Path, error: Exception) -> SqueezeflowError:
+def invoke_error(path: Path, text: str) -> SqueezeflowError:
     """Gives what LiteRT's words on a failed invocation mean: DATA_MISMATCH for indices, else UNSUPPORTED_OP."""
-    why = _one_line(str(error))
-    found = FAILED_NODE.search(str(error))
+    why = _one_line(text)
+    found = FAILED_NODE.search(text)
     op = found["op"] if found else "an operator"
-    if "out of bounds" in why or "out of range" in why:
+    if any(words in why for words in ("out of bounds", "out of range", "only_positive")):
         return SqueezeflowError(
             "DATA_MISMATCH",
             f"{op} in {path.name} was given an index that its table does not have ({why}): correct the ids in the data",
