@@ -36,7 +36,7 @@ def kind(number: int) -> str:
 
 
 def job_table(job: jobs_pb2.Job) -> Table:
-    """Gives one row a candidate: sizes, figures, proofs, and what else is to be known."""
+    """Gives one row a candidate: sizes, figures, proofs, and why it failed."""
     regression = any("mae" in candidate.metrics for candidate in job.candidates)
     table = _table(
         ("recipe", "left"),
@@ -65,13 +65,14 @@ def job_table(job: jobs_pb2.Job) -> Table:
 
 
 def job_lines(job: jobs_pb2.Job) -> list[str]:
-    """Gives what belongs above or below the table: state, time, notes."""
+    """Gives what belongs below the table: state, time, and what else is to be known of whom."""
     lines = [f"job {job.id}: {state(job.state).lower()}{_took(job)}"]
     lines += [f"note: {note}" for note in job.notes]
+    whose: dict[str, list[str]] = {}
     for candidate in job.candidates:
-        shown = _note(candidate)
-        lines += [f"{candidate.recipe}: {note}" for note in candidate.notes if note != shown]
-    return lines
+        for note in candidate.notes:
+            whose.setdefault(note, []).append(candidate.recipe)
+    return lines + [f"{', '.join(recipes)}: {note}" for note, recipes in whose.items()]
 
 
 def jobs_table(jobs: Iterable[jobs_pb2.Job]) -> Table:
@@ -186,9 +187,10 @@ def _drop(metrics: Metrics, regression: bool) -> str:
 
 
 def _latency(metrics: Metrics) -> str:
-    text = _figure(metrics, "latency_p50_ms", 1, 3, " ms")
-    ratio = _figure(metrics, "latency_ratio", 1, 2)
-    return text if "–" in (text, ratio) else f"{text} ({ratio}x)"
+    if "latency_p50_ms" not in metrics:
+        return "–"
+    text = f"{metrics['latency_p50_ms'].value:.3g} ms"
+    return f"{text} ({metrics['latency_ratio'].value:.2f}x)" if "latency_ratio" in metrics else text
 
 
 def _invariants(invariants: Sequence[step_pb2.Invariant]) -> str:
@@ -198,9 +200,7 @@ def _invariants(invariants: Sequence[step_pb2.Invariant]) -> str:
 def _note(candidate: jobs_pb2.Candidate) -> str:
     if candidate.error.reason:
         return f"{candidate.error.reason}: {' '.join(candidate.error.message.split())}"
-    if candidate.state != jobs_pb2.JOB_STATE_SUCCEEDED:
-        return state(candidate.state).lower()
-    return candidate.notes[0] if candidate.notes else ""
+    return "" if candidate.state == jobs_pb2.JOB_STATE_SUCCEEDED else state(candidate.state).lower()
 
 
 def _took(job: jobs_pb2.Job) -> str:
