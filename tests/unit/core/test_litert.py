@@ -117,6 +117,11 @@ def test_values_are_quantized_as_the_file_itself_does():
     np.testing.assert_allclose(inside, outside, atol=1e-7)
 
 
+def test_the_step_of_every_output_is_told():
+    assert runner("cnn_int8").output_steps == {"scores": pytest.approx(1 / 256)}
+    assert runner("two").output_steps == {"p": 0, "q": 0}
+
+
 def test_doubles_are_taken_for_floats_and_floats_not_for_integers():
     inputs = {"image": samples("cnn_float32", 2)["image"].astype(np.float64)}
     assert runner("cnn_float32").invoke(inputs)["scores"].dtype == np.float32

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from squeezeflow.core.errors import SqueezeflowError
+from squeezeflow.core.litert.binding import bind, flex_refusal, require_fit, to_file
 from squeezeflow.core.litert.interpreter import AllocationError, Interpreter, prepare_error
-from squeezeflow.core.litert.quantization import dequantize, is_quantized, quantize
+from squeezeflow.core.litert.quantization import dequantize, is_quantized
 from squeezeflow.core.tflite import Tensor, TfliteFile
 from squeezeflow.core.tflite.values import ELEMENT_BITS
 from squeezeflow.v1 import contract_pb2
@@ -49,9 +50,9 @@ class Runner:
         self.file = TfliteFile.read(path)
         self.threads = threads
         if self.file.flex_ops:
-            raise _flex_refusal(self.file)
-        self._inputs = _bind(self.file, contract.inputs, self.file.input_names, self.file.inputs, "input")
-        self._outputs = _bind(self.file, contract.outputs, self.file.output_names, (), "output")
+            raise flex_refusal(self.file)
+        self._inputs = bind(self.file, contract.inputs, self.file.input_names, self.file.inputs, "input")
+        self._outputs = bind(self.file, contract.outputs, self.file.output_names, (), "output")
         self._interpreter = Interpreter(path, threads=threads)
         # The batch that the file was built for; a free one counts as 1.
         own_batches = {tensor.stored_shape[0] if tensor.shape else None for tensor in self._inputs.values()}
@@ -68,6 +69,11 @@ class Runner:
         """`xnnpack`, or `none` where only LiteRT's own kernels run the file."""
         return self._interpreter.delegate
 
+    @property
+    def output_steps(self) -> dict[str, float]:
+        """The smallest difference that each output can show, by contract name; 0 where it is computed in floats."""
+        return {name: self.file.output_step(tensor.index) for name, tensor in self._outputs.items()}
+
     def invoke(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Gives real-valued outputs by contract name for n samples along axis 0.
 
@@ -76,7 +82,7 @@ class Runner:
         Errors: DATA_MISMATCH (names, shapes, dtypes, ids outside a table), UNSUPPORTED_OP.
         """
         self._require_names(inputs)
-        raw = {name: _to_file(np.asarray(inputs[name]), tensor, name) for name, tensor in self._inputs.items()}
+        raw = {name: to_file(np.asarray(inputs[name]), tensor, name) for name, tensor in self._inputs.items()}
         outputs = self.invoke_raw(raw)
         return {
             name: dequantize(outputs[name], tensor) if is_quantized(tensor) else outputs[name]
@@ -88,7 +94,7 @@ class Runner:
         self._require_names(inputs)
         arrays = {name: np.asarray(inputs[name]) for name in self._inputs}
         for name, tensor in self._inputs.items():
-            _require_fit(arrays[name], tensor, name)
+            require_fit(arrays[name], tensor, name)
         if not self._has_batch:
             return self._run(arrays)
         count = _common_count(arrays)
@@ -186,75 +192,6 @@ class Runner:
                 "DATA_MISMATCH",
                 f"the model takes {', '.join(self._inputs)} and was given {', '.join(inputs) or 'nothing'}",
             )
-
-
-def _bind(
-    file: TfliteFile,
-    tensors: Any,
-    names: Mapping[str, int],
-    required: tuple[int, ...],
-    what: str,
-) -> dict[str, Tensor]:
-    bound: dict[str, Tensor] = {}
-    for tensor in tensors:
-        name = tensor.signature_name or tensor.name
-        if name not in names:
-            raise SqueezeflowError(
-                "MALFORMED_MODEL",
-                f"the contract names {what} {tensor.name} ({name}) and {file.path.name} has {', '.join(names)}: "
-                "give the contract of this file",
-                metadata={what: tensor.name},
-            )
-        bound[tensor.name] = file.main.tensors[names[name]]
-        if bound[tensor.name].dtype in ("string", "resource", "variant"):
-            raise SqueezeflowError(
-                "UNSUPPORTED_INPUT",
-                f"{what} {tensor.name} is {bound[tensor.name].dtype}: export the model with numeric inputs and outputs",
-                metadata={what: tensor.name},
-            )
-    missing = [file.main.tensors[index].name for index in required if index not in {t.index for t in bound.values()}]
-    if missing:
-        raise SqueezeflowError(
-            "MALFORMED_MODEL",
-            f"the contract leaves out {what} {', '.join(missing)} of {file.path.name}: give the contract of this file",
-        )
-    return bound
-
-
-def _flex_refusal(file: TfliteFile) -> SqueezeflowError:
-    ops = ", ".join(file.flex_ops)
-    return SqueezeflowError(
-        "UNSUPPORTED_OP",
-        f"{file.path.name} needs TensorFlow's own kernels for {ops}, which LiteRT does not have: convert with builtin "
-        "operators only",
-        metadata={"op": ops},
-    )
-
-
-def _to_file(values: Array, tensor: Tensor, name: str) -> Array:
-    if values.dtype == tensor.dtype:
-        return values
-    if is_quantized(tensor) and values.dtype.kind in "fiub":
-        return quantize(values, tensor)
-    if not np.can_cast(values.dtype, tensor.dtype, casting="same_kind"):
-        raise SqueezeflowError("DATA_MISMATCH", f"input {name} takes {tensor.dtype} and was given {values.dtype}")
-    return values.astype(tensor.dtype)
-
-
-def _require_fit(values: Array, tensor: Tensor, name: str) -> None:
-    if values.dtype != tensor.dtype:
-        raise SqueezeflowError(
-            "DATA_MISMATCH", f"input {name} takes {tensor.dtype} and was given {values.dtype}", metadata={"input": name}
-        )
-    fits = len(values.shape) == len(tensor.shape) and all(
-        want in (-1, have) for want, have in zip(tensor.shape[1:], values.shape[1:], strict=True)
-    )
-    if not fits or (values.ndim and not values.shape[0]):
-        raise SqueezeflowError(
-            "DATA_MISMATCH",
-            f"input {name} takes {list(tensor.shape)}, any number along axis 0, and was given {list(values.shape)}",
-            metadata={"input": name},
-        )
 
 
 def _common_count(arrays: Mapping[str, Array]) -> int:
