@@ -231,18 +231,20 @@ class StoreSuite:
         assert all(b"".join(stream) == data[CHUNK_BYTES:] for stream in streams)
 
     def test_a_forked_child_and_its_parent_both_go_on(self, store: Store, root: str) -> None:
-        store.put_bytes(f"{root}/a", b"parent")
+        def gives_its_own(name: str) -> bool:
+            return all(store.get_bytes(f"{root}/{name}") == name.encode() * 10_000 for _ in range(100))
+
+        for name in ("parent", "child"):
+            store.put_bytes(f"{root}/{name}", name.encode() * 10_000)
         child = os.fork()
         if child == 0:
             try:
-                same = all(store.get_bytes(f"{root}/a") == b"parent" for _ in range(20))
-                store.put_bytes(f"{root}/child", b"child")
-                os._exit(0 if same else 1)
+                os._exit(0 if gives_its_own("child") and store.put_bytes(f"{root}/new", b"new") else 1)
             except BaseException:
                 os._exit(2)
-        assert all(store.get_bytes(f"{root}/a") == b"parent" for _ in range(20))
+        assert gives_its_own("parent")
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert store.get_bytes(f"{root}/child") == b"child"
+        assert store.get_bytes(f"{root}/new") == b"new"
 
     def test_a_store_that_can_be_used_passes_its_check(self, store: Store) -> None:
         store.check()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -219,7 +220,7 @@ def test_a_server_that_is_no_s3_is_store_unavailable(answer: bytes) -> None:
 
 
 class SlowServer(BaseHTTPRequestHandler):
-    """An S3 server behind a slow line: takes 4 MB a second, gives 1 MB of 8 and then nothing more."""
+    """An S3 server behind a slow line: takes 3 MB a second, gives 1 MB of 8 and then nothing more."""
 
     protocol_version = "HTTP/1.1"
 
@@ -231,7 +232,7 @@ class SlowServer(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         left = int(self.headers["Content-Length"])
         while left:
-            left -= len(self.rfile.read(min(left, 400_000)))
+            left -= len(self.rfile.read(min(left, 300_000)))
             time.sleep(0.1)
         self.do_HEAD()
 
@@ -258,6 +259,7 @@ class SlowServer(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def slow_endpoint() -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), SlowServer) as server:
+        server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # or the kernel takes it all at once
         thread = Thread(target=server.serve_forever)
         thread.start()
         yield f"127.0.0.1:{server.server_port}"
