@@ -54,6 +54,13 @@ class Site:
         self.orchestrator.wait_serving()
         self.client = JobsClient(self.orchestrator.address)
 
+    def revive(self) -> None:
+        """Starts again what a test has left dead."""
+        if not self.workers.alive():
+            self.start_workers()
+        if self.orchestrator.process.poll() is not None:
+            self.start()
+
     def stop(self) -> None:
         self.orchestrator.kill()
         self.workers.kill()
@@ -82,7 +89,7 @@ class Site:
         return self.client.watch(self.client.create(spec).id)[-1]
 
 
-def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not come to that"
@@ -105,16 +112,17 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture
 def site(shared: Site) -> Site:
-    """The site that tests share; wishes and runs of the test before are gone."""
+    """The site that tests share; wishes and runs of the test before are gone, and both processes are there."""
     for name in ("wishes.json", "runs.txt"):
         (shared.folder / name).unlink(missing_ok=True)
+    shared.revive()
     return shared
 
 
 @pytest.fixture
-def own_site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
-    """A site of the test's own, to kill parts of."""
-    site = Site(tmp_path, **getattr(request, "param", {}))
+def impatient(tmp_path: Path) -> Iterator[Site]:
+    """A site whose orchestrator gives workers up after a second."""
+    site = Site(tmp_path, SQUEEZEFLOW_WORKER_GONE_SECONDS="1")
     yield site
     site.stop()
 
@@ -237,7 +245,7 @@ def test_jobs_are_listed_the_newest_first(site: Site) -> None:
 
 
 def test_cancelling_a_job_ends_its_steps_on_their_worker(site: Site) -> None:
-    site.wishes.set(prune={"seconds": 60})
+    site.wishes.set(prune={"seconds": 600})
     job = site.client.create(site.spec("prune"))
     until(lambda: site.wishes.count("began", "prune"))
     site.client.cancel(job.id)
@@ -247,13 +255,14 @@ def test_cancelling_a_job_ends_its_steps_on_their_worker(site: Site) -> None:
 
 
 def test_a_step_that_another_job_needs_survives_the_cancellation(site: Site) -> None:
-    site.wishes.set(prune={"seconds": 3})
+    site.wishes.set(prune={"seconds": 600})
     spec = site.spec("prune")
     mine, other = site.client.create(spec), site.client.create(spec)
     for job in (mine, other):
         until(lambda job=job: site.client.get(job.id).candidates[1].steps[0].worker)
     site.client.cancel(mine.id)
     assert site.client.watch(mine.id)[-1].state == CANCELLED
+    site.wishes.set()
     assert site.client.watch(other.id)[-1].state == SUCCEEDED
     assert (site.wishes.count("began", "prune"), site.wishes.count("cancelled", "prune")) == (1, 0)
 
@@ -338,77 +347,79 @@ def test_a_second_orchestrator_on_the_same_database_says_so_and_ends(site: Site)
     assert "another orchestrator" in second.log()
 
 
-def test_an_orchestrator_that_was_killed_goes_on_and_does_nothing_twice(own_site: Site) -> None:
-    own_site.wishes.set(prune={"seconds": 6})
-    job = own_site.client.create(own_site.spec(*ALL_RECIPES))
-    until(lambda: own_site.wishes.count("ended", "evaluate") == 3)  # all but what waits for the training
-    until(lambda: sum(c.metrics["accuracy"].value > 0 for c in own_site.client.get(job.id).candidates) == 3)
-    own_site.orchestrator.kill()
-    own_site.start()
-    shown = own_site.client.get(job.id)
+def test_an_orchestrator_that_was_killed_goes_on_and_does_nothing_twice(site: Site) -> None:
+    site.wishes.set(prune={"seconds": 600})
+    job = site.client.create(site.spec(*ALL_RECIPES))
+    until(lambda: site.wishes.count("ended", "evaluate") == 3)  # all but what waits for the training
+    until(lambda: sum(c.metrics["accuracy"].value > 0 for c in site.client.get(job.id).candidates) == 3)
+    site.orchestrator.kill()
+    site.start()
+    shown = site.client.get(job.id)
     assert shown.state == RUNNING
     assert [bool(candidate.artifact) for candidate in shown.candidates] == [True, True, True, False, False]
-    ended = own_site.client.watch(job.id)[-1]
+    site.wishes.set()
+    ended = site.client.watch(job.id)[-1]
     assert ended.state == SUCCEEDED, ended
-    began = own_site.wishes.began()
+    began = site.wishes.began()
     assert {name: began.count(name) for name in set(began)} == {
         "prune": 1, "convert": 2, "quantize": 3, "evaluate": 5, "benchmark": 5,
     }  # fmt: skip
     assert ended.candidates[3].steps[0].attempts == 2
-    assert own_site.wishes.count("cancelled") == 0
+    assert site.wishes.count("cancelled") == 0
 
 
-def test_an_orchestrator_that_was_told_to_stop_goes_on_at_its_next_start(own_site: Site) -> None:
-    own_site.wishes.set(prune={"seconds": 4})
-    job = own_site.client.create(own_site.spec("prune"))
-    until(lambda: own_site.wishes.count("began", "prune"))
+def test_an_orchestrator_that_was_told_to_stop_goes_on_at_its_next_start(site: Site) -> None:
+    site.wishes.set(prune={"seconds": 600})
+    job = site.client.create(site.spec("prune"))
+    until(lambda: site.wishes.count("began", "prune"))
     with ThreadPoolExecutor(1) as pool:
-        watching = pool.submit(own_site.client.watch, job.id)
+        watching = pool.submit(site.client.watch, job.id)
         time.sleep(0.2)
-        assert own_site.orchestrator.terminate() == 0
+        assert site.orchestrator.terminate() == 0
         assert refused(watching.result).reason == "WORKER_UNAVAILABLE"
-    assert own_site.wishes.count("cancelled") == 0
-    own_site.start()
-    assert own_site.client.watch(job.id)[-1].state == SUCCEEDED
-    assert own_site.wishes.count("began", "prune") == 1
+    assert site.wishes.count("cancelled") == 0
+    site.wishes.set()
+    site.start()
+    assert site.client.watch(job.id)[-1].state == SUCCEEDED
+    assert site.wishes.count("began", "prune") == 1
 
 
-def test_a_worker_that_was_killed_in_the_middle_of_a_step_is_called_again(own_site: Site) -> None:
-    own_site.wishes.set(prune={"seconds": 2})
-    job = own_site.client.create(own_site.spec("prune"))
-    until(lambda: own_site.wishes.count("began", "prune"))
-    own_site.workers.kill()
+def test_a_worker_that_was_killed_in_the_middle_of_a_step_is_called_again(site: Site) -> None:
+    site.wishes.set(prune={"seconds": 600})
+    job = site.client.create(site.spec("prune"))
+    until(lambda: site.wishes.count("began", "prune"))
+    site.workers.kill()
+    site.wishes.set()
     time.sleep(0.5)
-    own_site.start_workers()
-    ended = own_site.client.watch(job.id)[-1]
+    site.start_workers()
+    ended = site.client.watch(job.id)[-1]
     assert ended.state == SUCCEEDED, ended
-    assert own_site.wishes.count("began", "prune") == 2
+    assert site.wishes.count("began", "prune") == 2
     assert ended.candidates[1].steps[0].attempts > 1
 
 
-@pytest.mark.parametrize("own_site", [{"SQUEEZEFLOW_WORKER_GONE_SECONDS": "1"}], indirect=True)
-def test_a_worker_that_is_not_there_is_told_with_its_address(own_site: Site) -> None:
-    own_site.wishes.set(prune={"seconds": 60})
-    job = own_site.client.create(own_site.spec("prune"))
-    until(lambda: own_site.wishes.count("began", "prune"))
-    own_site.workers.kill()
-    ended = own_site.client.watch(job.id)[-1]
+def test_a_worker_that_is_not_there_is_told_with_its_address(impatient: Site) -> None:
+    impatient.wishes.set(prune={"seconds": 600})
+    job = impatient.client.create(impatient.spec("prune"))
+    until(lambda: impatient.wishes.count("began", "prune"))
+    impatient.workers.kill()
+    ended = impatient.client.watch(job.id)[-1]
     assert (ended.state, ended.error.reason) == (FAILED, "WORKER_UNAVAILABLE")
     assert "127.0.0.1:" in ended.error.message
-    error = refused(lambda: own_site.client.create(own_site.spec("dynamic")))
+    error = refused(lambda: impatient.client.create(impatient.spec("dynamic")))
     assert error.reason == "WORKER_UNAVAILABLE"
     assert "127.0.0.1:" in error.message
 
 
-def test_a_job_cancelled_right_after_a_restart_is_cancelled(own_site: Site) -> None:
-    own_site.wishes.set(prune={"seconds": 60})
-    job = own_site.client.create(own_site.spec("prune"))
-    until(lambda: own_site.wishes.count("began", "prune"))
-    own_site.orchestrator.kill()
-    own_site.start()
-    own_site.client.cancel(job.id)
-    assert own_site.client.watch(job.id)[-1].state == CANCELLED
-    assert own_site.client.get(job.id).state == CANCELLED
+def test_a_job_cancelled_right_after_a_restart_is_cancelled(site: Site) -> None:
+    site.wishes.set(prune={"seconds": 600})
+    job = site.client.create(site.spec("prune"))
+    until(lambda: site.wishes.count("began", "prune"))
+    site.orchestrator.kill()
+    site.start()
+    site.client.cancel(job.id)
+    assert site.client.watch(job.id)[-1].state == CANCELLED
+    assert site.client.get(job.id).state == CANCELLED
 
 
 def test_gone_is_gone_for_raw_grpc_callers_too(site: Site) -> None:

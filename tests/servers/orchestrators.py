@@ -57,7 +57,7 @@ class OrchestratorProcess:
         self.process.terminate()
         return self.process.wait(20)
 
-    def wait_serving(self, seconds: float = 60) -> None:
+    def wait_serving(self, seconds: float = 120) -> None:
         """Waits until it is SERVING."""
         deadline = time.monotonic() + seconds
         with open_sync_channel(self.address) as channel:

@@ -62,8 +62,13 @@ class Wishes:
         self._runs = folder / "runs.txt"
 
     def set(self, **wishes: dict[str, Any]) -> None:
-        """Says what techniques do: `prune={"seconds": 2}`, `quantize={"fail": "INVARIANT_BROKEN"}`."""
-        self._wishes.write_text(json.dumps(wishes))
+        """Says what techniques do: `prune={"seconds": 2}`, `quantize={"fail": "INVARIANT_BROKEN"}`.
+
+        A technique that is at work looks again all the time: wishing for nothing lets it go.
+        """
+        part = self._wishes.with_suffix(".part")
+        part.write_text(json.dumps(wishes))
+        part.replace(self._wishes)
 
     def of(self, technique: str) -> dict[str, Any]:
         """Gives what a technique is to do."""
@@ -108,17 +113,17 @@ class FakeSandbox:
     ) -> ChildResult:
         """Does what the wishes say."""
         technique = payload["entry"]
-        wish = self._wishes.of(technique)
         self._wishes.note("began", technique)
         began = time.monotonic()
         try:
-            while (elapsed := time.monotonic() - began) < wish.get("seconds", 0):
+            while (elapsed := time.monotonic() - began) < (wanted := self._wishes.of(technique).get("seconds", 0)):
                 if on_progress is not None:
-                    on_progress({"fraction": elapsed / wish["seconds"], "stage": "training", "metrics": {"loss": 0.5}})
+                    on_progress({"fraction": elapsed / wanted, "stage": "training", "metrics": {"loss": 0.5}})
                 await asyncio.sleep(TICK)
         except asyncio.CancelledError:
             self._wishes.note("cancelled", technique)
             raise
+        wish = self._wishes.of(technique)
         if "fail" in wish:
             raise SqueezeflowError(wish["fail"], f"{technique} fails as it was told", metadata={"layer": "dense"})
         self._wishes.note("ended", technique)
@@ -271,6 +276,10 @@ class WorkerProcess:
     def __init__(self, folder: Path, store_url: str, port: int) -> None:
         command = ["-m", "tests.servers.workers", str(folder), store_url, str(port)]
         self._process = subprocess.Popen(bound_to_parent([sys.executable, *command]))
+
+    def alive(self) -> bool:
+        """Tells whether it runs."""
+        return self._process.poll() is None
 
     def kill(self) -> None:
         """Ends it at once."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 
 from squeezeflow.core.artifacts import Artifacts
@@ -43,13 +43,8 @@ async def receive(
             ahead.cancel()
 
     def write() -> artifact_pb2.Artifact:
-        scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="upload-", dir=scratch) as folder:
-            chunks = pull()
-            try:
-                return artifacts.write_stream(header, chunks, Path(folder))
-            finally:
-                chunks.close()
+        with closing(pull()) as chunks:
+            return artifacts.write_stream(header, chunks, scratch)
 
     try:
         return await asyncio.to_thread(write)
