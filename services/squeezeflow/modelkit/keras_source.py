@@ -88,8 +88,8 @@ def of_model(model: Any) -> KerasSource:
 class KerasSource:
     """A loaded Keras model; see `Source`.
 
-    Recurrent layers convert with a fixed batch only (FACTS: TensorListReserve): where the batch axis is free, the
-    model is traced with batch 1, and the contract says so.
+    Recurrent layers and a few others convert with a fixed batch only: where the batch axis is free, such a model is
+    traced with batch 1, and the contract says so.
     """
 
     def __init__(
@@ -107,8 +107,8 @@ class KerasSource:
         self.model, self.keras = model, None if keras3 else model
         self.keras3 = keras3
         self.compile_config = compiled or compile_config.CompileConfig()
-        recurrent = layers.recurrent_with_free_batch(model)
-        self.notes = (*notes, *([_BATCH_NOTE.format(", ".join(recurrent))] if recurrent else []))
+        fixed = layers.fixed_batch_layers(model)
+        self.notes = (*notes, *([_BATCH_NOTE.format(", ".join(fixed))] if fixed else []))
         self.contract = contract_of(model, self.compile_config)
         require_numbers(model, self.contract)
         self.signature_inputs = naming.signature_inputs([tensor.name for tensor in self.contract.inputs])
@@ -121,7 +121,7 @@ class KerasSource:
             ],
             outputs=list(self.signature_outputs.values()),
             variables=[variable.value if keras3 else variable for variable in model.variables],
-            owner=None if keras3 else model,
+            owner=model,
         )
 
     def _call(self, *tensors: Any) -> list[Any]:
@@ -152,9 +152,7 @@ class KerasSource:
         self._served.save(folder)
 
 
-_BATCH_NOTE = (
-    "the batch is fixed to 1: a recurrent layer does not convert with a free batch axis ({}); one sample a call"
-)
+_BATCH_NOTE = "the batch is fixed to 1, one sample a call: these layers do not convert with a free batch axis: {}"
 
 
 def require_shape(model: Any) -> None:
@@ -193,7 +191,7 @@ def _is_sparse_or_ragged(tensor: Any) -> bool:
 def contract_of(model: Any, compiled: compile_config.CompileConfig) -> contract_pb2.Contract:
     """Gives the contract of a built model, with batch 1 where its recurrent layers force that."""
     inputs, outputs = layers.input_names(model), layers.output_names(model)
-    fixed = bool(layers.recurrent_with_free_batch(model))
+    fixed = bool(layers.fixed_batch_layers(model))
     return contract_pb2.Contract(
         inputs=[_tensor(n, t, fixed) for n, t in zip(inputs, model.inputs, strict=True)],
         outputs=[

@@ -8,7 +8,8 @@ from typing import Any
 from squeezeflow.modelkit import naming
 from squeezeflow.modelkit.compile_config import CompileConfig
 
-RECURRENT = frozenset({"LSTM", "GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "Bidirectional"})
+# Layers that loop over time; with a free batch axis they do not convert (TensorListReserve).
+_LOOPS = frozenset({"LSTM", "GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "Bidirectional"})
 # Layers that hand their input's meaning on.
 _TRANSPARENT = frozenset({"Flatten", "Reshape", "Dropout", "Permute", "RepeatVector"})
 
@@ -33,15 +34,19 @@ def output_shape(layer: Any) -> list[int]:
     return [-1 if size is None else int(size) for size in shape] if shape is not None else []
 
 
-def recurrent_with_free_batch(model: Any) -> list[str]:
-    """Names the layers that loop over time while the model's batch axis is free."""
+def fixed_batch_layers(model: Any) -> list[str]:
+    """Names the layers that force the batch to 1 where the model's batch axis is free."""
     if all(tensor.shape[0] is not None for tensor in model.inputs if len(tensor.shape)):
         return []
-    return [
-        path
-        for path, layer in walk(model)
-        if type(layer).__name__ in RECURRENT and not getattr(getattr(layer, "forward_layer", layer), "unroll", False)
-    ]
+    return [path for path, layer in walk(model) if _forces_batch(layer)]
+
+
+def _forces_batch(layer: Any) -> bool:
+    name = type(layer).__name__
+    # With a free batch, the BROADCAST_TO that tf_keras (not Keras 3) makes of it cannot be prepared by LiteRT.
+    if name == "GroupNormalization":
+        return type(layer).__module__.startswith("tf_keras")
+    return name in _LOOPS and not getattr(getattr(layer, "forward_layer", layer), "unroll", False)
 
 
 def origin(tensor: Any) -> tuple[Any, int]:

@@ -47,7 +47,7 @@ def _walk(value: Any, place: str, depth: int) -> Iterator[str]:
 def _place(node: dict[str, Any], place: str) -> str:
     inner = node.get("config")
     name = inner.get("name") if isinstance(inner, dict) else None
-    known_part = node["class_name"] in names.PARTS or node["class_name"] in names.VALUES
+    known_part = str(node["class_name"]) in names.PARTS | names.VALUES
     return place if known_part or not isinstance(name, str) else f"layer {name[:100]}"
 
 
@@ -60,7 +60,7 @@ def _check(node: dict[str, Any], place: str) -> Iterator[str]:
     elif name == "__lambda__":
         yield f"{place}: a Python lambda"
     elif name == "function":
-        if inner not in names.FUNCTIONS or not (module in (None, "builtins") or _is_keras(module)):
+        if str(inner) not in names.FUNCTIONS or not (module in (None, "builtins") or _is_keras(module)):
             yield f"{place}: the function {_qualified(module, inner)} is not part of Keras"
     elif name in names.VALUES:
         return

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.v1 import contract_pb2
 
 SIGNATURE = "serving_default"
@@ -30,7 +31,7 @@ class Served:
         specs: of its arguments; their names become those of the signature.
         outputs: names of the results.
         variables: what the function reads.
-        owner: an object that tracks resources other than variables; saved along only where it must be.
+        owner: tracks resources other than variables; saved along only where it must be.
     """
 
     def __init__(
@@ -77,10 +78,15 @@ class Served:
             tf.saved_model.save(module, str(folder), signatures={SIGNATURE: self.function})
         except AssertionError:
             # Lookup tables and other resources belong to the model and are found only through it.
-            if self._owner is None:
-                raise
             module.owner = self._owner
-            tf.saved_model.save(module, str(folder), signatures={SIGNATURE: self.function})
+            try:
+                tf.saved_model.save(module, str(folder), signatures={SIGNATURE: self.function})
+            except Exception as error:
+                cause = str(error).splitlines()[0][:200]
+                raise SqueezeflowError(
+                    "UNSUPPORTED_LAYER",
+                    f"a layer keeps state that cannot be saved ({cause}): replace lookup tables",
+                ) from error
 
     def converter(self) -> Any:
         """Gives a fresh converter of the trace; the SavedModel that it reads is written once and removed at the end."""
