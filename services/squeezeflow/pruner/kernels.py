@@ -97,15 +97,6 @@ def pruned_kernels(model: Any, plans: Sequence[LayerPlan]) -> dict[str, np.ndarr
     return kernels
 
 
-def all_kernels(model: Any) -> dict[str, np.ndarray]:
-    """Gives every weight of a model that has more than one axis, pruned or not, by its place in the model."""
-    return {
-        f"{index}:{weight.name}": weight.numpy()
-        for index, weight in enumerate(model.weights)
-        if weight.shape.rank and weight.shape.rank > 1
-    }
-
-
 def positive_zeros(plans: Sequence[LayerPlan]) -> None:
     """Makes every −0.0 of the pruned kernels 0.0: a mask leaves the sign, which is a bit that deflate cannot remove.
 

@@ -15,7 +15,7 @@ from squeezeflow.core.step import ArtifactPath
 from squeezeflow.modelkit import proof
 from squeezeflow.modelkit.keras_file import write_keras
 from squeezeflow.modelkit.source import Source, open_source
-from squeezeflow.pruner.kernels import LayerPlan, all_kernels, pruned_kernels
+from squeezeflow.pruner.kernels import LayerPlan, pruned_kernels
 from squeezeflow.v1 import artifact_pb2, contract_pb2, step_pb2
 
 Arrays = Mapping[str, np.ndarray]
@@ -30,7 +30,7 @@ class Before:
     Attributes:
         samples: inputs for comparisons; `origin` says where they are from.
         outputs: what the model gave for them.
-        kernels: all its weights with more than one axis.
+        kernels: its weights by name.
         file: the model as it is written by the same hand: the size to compare with.
     """
 
@@ -57,7 +57,7 @@ def look(source: Source, bound: BoundData, workdir: Path, *, seed: int) -> Befor
     samples, origin = proof.draw_samples(source.contract, bound, seed)
     file = workdir / "dense.keras"
     write_keras(source.keras, file, source.compile_config)
-    return Before(samples, origin, source.predict(samples), all_kernels(source.keras), file)
+    return Before(samples, origin, source.predict(samples), source.kernels(), file)
 
 
 def prove(
@@ -82,9 +82,7 @@ def prove(
     proved = invariants.require(
         [
             invariants.finite(outputs),
-            invariants.alive(
-                before.outputs, outputs, kernels=all_kernels(stripped.keras), source_kernels=before.kernels
-            ),
+            invariants.alive(before.outputs, outputs, kernels=stripped.kernels(), source_kernels=before.kernels),
             close,
             invariants.sparsity(kernels, targets),
         ]
