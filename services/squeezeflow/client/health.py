@@ -1,6 +1,9 @@
-"""Whether a service is there: one question to its health service, over a connection that is kept."""
+"""Whether a service is there, told by its health service whenever it changes: nothing is asked twice."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -8,21 +11,21 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from squeezeflow.rpc.channels import open_sync_channel
 
 
-class HealthProbe:
-    """Asks the service at HOST:PORT whether calls are welcome."""
+class HealthWatch:
+    """Watches the service at HOST:PORT; `close` from another thread ends it."""
 
     def __init__(self, address: str) -> None:
         self._channel = open_sync_channel(address)
-        self._stub = health_pb2_grpc.HealthStub(self._channel)
 
-    def serving(self, *, timeout: float = 1.0) -> bool:
-        """Gives False where the service says no, or nothing answers in time."""
+    def states(self) -> Iterator[bool]:
+        """Gives whether calls are welcome, now and at every change; ends when the service is gone or this is closed."""
         try:
-            answer = self._stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
-        except grpc.RpcError:
-            return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+            stub: Any = health_pb2_grpc.HealthStub(self._channel)
+            for answer in stub.Watch(health_pb2.HealthCheckRequest()):
+                yield answer.status == health_pb2.HealthCheckResponse.SERVING
+        except (grpc.RpcError, ValueError):  # a closed channel is a ValueError
+            return
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Ends the watching."""
         self._channel.close()

@@ -7,6 +7,7 @@ address, sooner at first, later when it keeps dying.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import socket
@@ -23,7 +24,7 @@ from squeezeflow.core.config import PORTS
 from squeezeflow.core.errors import SqueezeflowError
 
 if TYPE_CHECKING:
-    from squeezeflow.client.health import HealthProbe
+    from squeezeflow.client.health import HealthWatch
 
 # Those that take longest to start are started first.
 START_ORDER = ("converter", "quantizer", "pruner", "orchestrator", "inference")
@@ -44,10 +45,10 @@ class _Run:
     process: ServiceProcess
     serving: bool = False
     ever_served: bool = False
-    serving_since: float = 0.0
+    serving_since: float = math.inf
     deaths: int = 0
     start_again_at: float | None = None
-    probe: HealthProbe | None = None
+    watch: HealthWatch | None = None
 
 
 class Services:
@@ -85,9 +86,8 @@ class Services:
         )
         self._runs: dict[str, _Run] = {}
         self._changed = threading.Condition()
-        self._urgent: frozenset[str] = frozenset()
         self._stopping = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+        self._guardian = threading.Thread(target=self._guard, name="supervisor", daemon=True)
 
     def __enter__(self) -> Services:
         # Steps that were running when an earlier holder of the lock was killed left their scratch folders.
@@ -98,15 +98,13 @@ class Services:
         except BaseException:
             self._end()
             raise
-        self._watcher.start()
+        for run in self._runs.values():
+            threading.Thread(target=self._follow, args=[run], name=f"health of {run.spec.name}", daemon=True).start()
+        self._guardian.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        try:
-            self._stopping.set()
-            self._watcher.join()
-        finally:
-            self._end()
+        self._end()
 
     @property
     def endpoints(self) -> Endpoints:
@@ -122,7 +120,6 @@ class Services:
         wanted = frozenset(names)
         deadline = time.monotonic() + seconds
         with self._changed:
-            self._urgent = wanted
             while missing := [name for name in wanted if not self._runs[name].serving]:
                 if self.failure is not None:
                     raise self.failure
@@ -133,36 +130,50 @@ class Services:
                     )
                 # A short wait: Ctrl-C is seen between two of them.
                 self._changed.wait(0.2)
-            self._urgent = frozenset()
 
     def serving(self, name: str) -> bool:
         """Gives whether a service took calls when it was last asked."""
         return self._runs[name].serving
 
-    def _watch(self) -> None:
+    def _guard(self) -> None:
+        """Sees processes end, starts them again, and keeps their logs small."""
         turn = 0
-        while not self._stopping.wait(0.02 if self._urgent else 0.1):
+        while not self._stopping.wait(0.1):
             turn += 1
             for run in self._runs.values():
-                # Who is waited for is asked at every turn, others now and then: questions take time from the start.
-                self._look(run, ask=run.spec.name in self._urgent or turn % 5 == 0)
-            if turn % 100 == 0:
-                for run in self._runs.values():
+                if run.start_again_at is not None:
+                    if time.monotonic() >= run.start_again_at:
+                        self._start_again(run)
+                elif run.process.exit_code() is not None:
+                    self._died(run)
+                if turn % 100 == 0:
                     processes.rotate_open(run.spec.log)
 
-    def _look(self, run: _Run, *, ask: bool) -> None:
-        if run.start_again_at is not None:
-            if time.monotonic() >= run.start_again_at:
-                self._start_again(run)
-        elif run.process.exit_code() is not None:
-            self._died(run)
-        elif not run.serving and ask and _listens(run.spec.address) and self._serves(run):
-            with self._changed:
-                run.serving = run.ever_served = True
+    def _follow(self, run: _Run) -> None:
+        """Keeps what the service says of its own health."""
+        while not self._stopping.wait(0.02 if not run.ever_served else 0.1):
+            if not _listens(run.spec.address):
+                continue
+            from squeezeflow.client.health import HealthWatch
+
+            run.watch = HealthWatch(run.spec.address)
+            if self._stopping.is_set():
+                run.watch.close()
+            for serving in run.watch.states():
+                self._said(run, serving)
+            run.watch.close()
+            self._said(run, False)
+
+    def _said(self, run: _Run, serving: bool) -> None:
+        with self._changed:
+            if serving and not run.serving:
                 run.serving_since = time.monotonic()
-                self._changed.notify_all()
-            if run.deaths:
-                self._tell(f"{run.spec.name} is back at {run.spec.address}")
+                run.ever_served = True
+            back = serving and not run.serving and run.deaths > 0
+            run.serving = serving
+            self._changed.notify_all()
+        if back:
+            self._tell(f"{run.spec.name} is back at {run.spec.address}")
 
     def _start_again(self, run: _Run) -> None:
         try:
@@ -173,13 +184,6 @@ class Services:
         else:
             run.start_again_at = None
 
-    def _serves(self, run: _Run) -> bool:
-        from squeezeflow.client.health import HealthProbe
-
-        if run.probe is None:
-            run.probe = HealthProbe(run.spec.address)
-        return run.probe.serving()
-
     def _died(self, run: _Run) -> None:
         if not run.ever_served:
             with self._changed:
@@ -189,20 +193,25 @@ class Services:
             if first:
                 self.on_failure()
             return
-        if run.serving and time.monotonic() - run.serving_since > _FORGIVEN_AFTER:
+        if time.monotonic() - run.serving_since > _FORGIVEN_AFTER:
             run.deaths = 0
         code = run.process.exit_code()
         pause = min(_FIRST_BACKOFF * 2**run.deaths, _LAST_BACKOFF)
-        run.serving, run.deaths, run.start_again_at = False, run.deaths + 1, time.monotonic() + pause
+        run.serving, run.serving_since = False, math.inf
+        run.deaths, run.start_again_at = run.deaths + 1, time.monotonic() + pause
         self._tell(f"{run.spec.name} ended with {code}: starting it again in {pause:g} s (its log: {run.spec.log})")
 
     def _end(self) -> None:
+        self._stopping.set()
         try:
+            if self._guardian.is_alive():
+                self._guardian.join()
+            # A service waits for calls that run, and a watch runs as long as it is watched.
+            for run in self._runs.values():
+                if run.watch is not None:
+                    run.watch.close()
             processes.stop_all([run.process for run in self._runs.values()], seconds=STOP_SECONDS)
         finally:
-            for run in self._runs.values():
-                if run.probe is not None:
-                    run.probe.close()
             for reservation in self._reserved.values():
                 reservation.close()
             shutil.rmtree(self._home.work, ignore_errors=True)
