@@ -345,7 +345,7 @@ from pathlib import Path
 from tests.servers.seaweedfs import SeaweedServer
 server = SeaweedServer(Path(sys.argv[1]))
 server.start()
-print(server.pid, flush=True)
+print(server.pid, *server.sockets(), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -357,8 +357,10 @@ def test_a_test_server_does_not_outlive_a_killed_test(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    pid = int(run.stdout)
+    pid, *sockets = run.stdout.split()
     deadline = time.monotonic() + 5
-    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+    while psutil.pid_exists(int(pid)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not psutil.pid_exists(pid)
+    assert not psutil.pid_exists(int(pid))
+    for path in sockets:
+        Path(path).unlink()

@@ -66,9 +66,12 @@ class SeaweedServer:
         if self._process is not None:
             stop(self._process)
             self._process = None
-            for port in self._ports.values():  # unix sockets that it makes under a fixed folder
-                for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                    socket.unlink(missing_ok=True)
+            for socket in self.sockets():
+                socket.unlink(missing_ok=True)
+
+    def sockets(self) -> list[Path]:
+        """Gives the unix sockets that it makes under a fixed folder and leaves behind when it is killed."""
+        return [path for port in self._ports.values() for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")]
 
     def _command(self) -> list[str]:
         identity = {

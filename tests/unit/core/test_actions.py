@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -81,13 +80,22 @@ def test_a_digest_does_not_change_between_versions() -> None:
     )
 
 
-def test_long_lineages_are_bounded_and_nearest_first(store: Store) -> None:
-    cache = ActionCache(store, "default")
-    digests = [f"{number:064x}" for number in range(1100)]
-    for source, made in pairwise(digests):
-        cache.put(action(inputs={"model": source}), StepResult(artifact=Artifact(digest=made)), BEGAN)
-    lineage = cache.lineage(digests[-1])
-    assert [record.inputs[0].digest for record in lineage] == list(reversed(digests[:-1]))[:1000]
+def test_long_lineages_are_bounded_and_nearest_first(tmp_path: Path) -> None:
+    cache = ActionCache(open_store(f"dir:{tmp_path}"), "default")
+    first = action(inputs={"model": "a" * 64})
+    cache.put(first, StepResult(artifact=Artifact(digest="b" * 64)), BEGAN)
+    folder = tmp_path / "tenants" / "default"
+    template = (folder / "actions" / first.digest).read_text()
+    for number in range(1, 1100):  # copies of a real record, not flushed to the disk one by one
+        step = {first.digest: f"{number:064x}", "a" * 64: f"{number - 1:064x}", "b" * 64: f"{number:064x}"}
+        text = template
+        for old, new in step.items():
+            text = text.replace(old, new)
+        (folder / "actions" / f"{number:064x}").write_text(text)
+        (folder / "producers" / f"{number:064x}").mkdir()
+        (folder / "producers" / f"{number:064x}" / f"{number:064x}").touch()
+    lineage = cache.lineage(f"{1099:064x}")
+    assert [int(record.action, 16) for record in lineage] == list(range(1099, 99, -1))
 
 
 def test_a_store_that_is_down_is_no_miss(tmp_path: Path) -> None:
