@@ -6,12 +6,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
-import numpy as np
 
-from squeezeflow.client import tensors, transfer
+from squeezeflow.client import transfer
 from squeezeflow.core import recipes as shipped
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.oip import open_inference_pb2 as oip
@@ -31,6 +30,9 @@ from squeezeflow.v1 import (
     step_pb2,
     technique_pb2,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FINAL_STATES = frozenset({jobs_pb2.JOB_STATE_SUCCEEDED, jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED})
 # Describing and planning wait for a converter that is still starting, or for a large model to be read.
@@ -277,6 +279,9 @@ class Client:
             model_name: a loaded name, or an artifact's digest.
             inputs: by contract name; batch axis first.
         """
+        # numpy is not needed before the first tensor.
+        from squeezeflow.client import tensors
+
         return tensors.outputs_of(self.infer_raw(tensors.infer_request(model_name, inputs)))
 
     def model_metadata(self, model_name: str) -> oip.ModelMetadataResponse:
