@@ -72,6 +72,7 @@ class Checks:
             raise SqueezeflowError(
                 "CODE_IN_MODEL", f"the model carries code, which is never run: {found}: save it without"
             )
+        _require_signature(description, spec.model.signature)
         facts, notes = DataFacts(), tuple[str, ...]()
         if spec.data.artifact:
             facts, notes = await self._data(tenant, spec, description.contract)
@@ -125,6 +126,19 @@ class Checks:
                 test=bool(bound.count("test")) and bound.has_targets("test"),
             )
             return facts, tuple(bound.notes)
+
+
+def _require_signature(description: model_pb2.ModelDescription, wanted: str) -> None:
+    """Refuses a model with several signatures of which none was chosen: its description then has no contract."""
+    if wanted or len(description.signatures) < 2 or description.contract.inputs or description.contract.outputs:
+        return
+    names = ", ".join(description.signatures)
+    raise SqueezeflowError(
+        "INVALID_PARAMETER",
+        f"the model has several signatures: set model.signature (--signature) to one of {names}",
+        metadata={"signatures": names},
+        fields=[("spec.model.signature", f"one of: {names}")],
+    )
 
 
 def _require(artifacts: Artifacts, digest: str, kinds: Collection[int], field: str, what: str) -> None:
