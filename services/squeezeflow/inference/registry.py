@@ -61,7 +61,7 @@ class Registry:
     @property
     def ready(self) -> bool:
         """Whether models can be loaded: there is a process that forks children for them."""
-        return self._sandbox.server_pid != 0
+        return bool(self._sandbox.server_pid)
 
     async def close(self) -> None:
         """Ends all models; calls under way fail. May be called again."""
