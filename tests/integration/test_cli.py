@@ -138,6 +138,25 @@ def test_two_recipes_of_one_name_are_refused(up: CommandLine, files: Path) -> No
     assert done.stderr.splitlines()[-1].startswith("INVALID_PARAMETER: ")
 
 
+def test_ctrl_c_cancels_a_job_on_a_server_that_goes_on(up: CommandLine, files: Path) -> None:
+    process = up.start(
+        *("--json", "compress", str(files / "model.keras"), "--data", str(files / "data.npz"), "--scale", "1/255"),
+        *("--recipe", "prune", "--epochs", "900"),
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("prune: prune running"):
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1].startswith("CANCELLED: ")
+    cancelled = json.loads(out)
+    assert cancelled["state"] == "JOB_STATE_CANCELLED"
+    assert json.loads(up.run("--json", "jobs", "get", cancelled["id"]).stdout)["state"] == "JOB_STATE_CANCELLED"
+    assert up.run("jobs", "watch", cancelled["id"]).returncode == 130
+
+
 def test_inspect_tells_layers_of_a_keras_model_and_operators_of_a_file(
     up: CommandLine, job: dict[str, Any], files: Path
 ) -> None:
@@ -243,4 +262,4 @@ def test_a_killed_job_takes_its_services_along(own: CommandLine, files: Path) ->
     wait_until(lambda: len(processes_of(own.home)) >= 3)
     process.kill()
     process.communicate()
-    wait_until(lambda: processes_of(own.home) == [], seconds=10)
+    wait_until(lambda: processes_of(own.home) == [], seconds=30)

@@ -31,12 +31,13 @@ def run(arguments: Sequence[str]) -> int:
     ordered = global_first(arguments)
     output = Output(as_json="--json" in ordered)
     try:
-        return app(ordered, prog_name="squeezeflow", obj=output, standalone_mode=False) or exits.DONE
+        code = app(ordered, prog_name="squeezeflow", obj=output, standalone_mode=False) or exits.DONE
+        # Typer makes a code of Ctrl-C, and says nothing.
+        return _interrupted(output) if code == exits.INTERRUPTED else code
     except typer.Exit as end:
         return end.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        output.fail(SqueezeflowError("CANCELLED", "interrupted"))
-        return exits.INTERRUPTED
+        return _interrupted(output)
     except BrokenPipeError:
         # Whoever read our answer has enough of it; the interpreter must not try to flush it once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -49,6 +50,12 @@ def run(arguments: Sequence[str]) -> int:
         return exits.code_of(error.reason)
     except Exception as error:
         return _unexpected(output, error)
+
+
+def _interrupted(output: Output) -> int:
+    if not output.failed:
+        output.fail(SqueezeflowError("CANCELLED", "interrupted"))
+    return exits.INTERRUPTED
 
 
 def _unexpected(output: Output, error: Exception) -> int:

@@ -29,6 +29,7 @@ class Output:
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
         self.answered = False
+        self.failed = False
 
     def message(self, message: Message) -> None:
         """Answers with an API message; only with `--json`."""
@@ -59,6 +60,7 @@ class Output:
 
     def fail(self, error: SqueezeflowError) -> None:
         """Says on stderr what is wrong, in one line; with `--json` also as the document, where there is no other."""
+        self.failed = True
         if not self.answered:
             self.document(json.dumps({"error": _error_fields(error)}, indent=2, ensure_ascii=False))
         self.tell(error_line(error))
