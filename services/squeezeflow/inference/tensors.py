@@ -116,7 +116,7 @@ def requested_outputs(request: oip.ModelInferRequest, contract: contract_pb2.Con
     return asked or names
 
 
-def write_outputs(response: oip.ModelInferResponse, outputs: Mapping[str, np.ndarray], *, raw: bool) -> None:
+def write_outputs(response: oip.ModelInferResponse, outputs: Mapping[str, np.ndarray], raw: bool) -> None:
     """Adds arrays to a response, raw or typed; raw anyway when an array has no typed form (float16)."""
     raw = raw or any(array.dtype.name not in _CONTENTS for array in outputs.values())
     for name, array in outputs.items():
