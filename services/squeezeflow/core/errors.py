@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from squeezeflow.v1 import errors_pb2
 
-REASONS = frozenset(name.removeprefix("REASON_") for name in errors_pb2.Reason.DESCRIPTOR.values_by_name) - {"UNSPECIFIED"}
+REASONS = frozenset(name.removeprefix("REASON_") for name in errors_pb2.Reason.DESCRIPTOR.values_by_name) - {
+    "UNSPECIFIED"
+}
 
 
 class SqueezeflowError(Exception):
