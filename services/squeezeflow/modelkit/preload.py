@@ -4,6 +4,7 @@ hangs."""
 from __future__ import annotations
 
 import ai_edge_litert.interpreter
+import ai_edge_litert.schema_py_generated
 import h5py
 import keras
 import tensorflow

@@ -34,6 +34,9 @@ def read_proto(folder: Path) -> saved_model_pb2.SavedModel:
     Errors: MALFORMED_MODEL.
     """
     message = saved_model_pb2.SavedModel()
+    if others := [name for name in ("saved_model.pbtxt", "saved_model.cpb") if (folder / name).exists()]:
+        # Which form a loader takes differs; only the one that is scanned may be there.
+        raise _malformed(f"{others[0]} is not taken, saved_model.pb is")
     try:
         message.ParseFromString((folder / "saved_model.pb").read_bytes())
     except (OSError, DecodeError) as error:
@@ -187,9 +190,7 @@ class SavedModelSource:
 
     def converter(self) -> Any:
         """Gives a fresh TFLiteConverter of the chosen signature."""
-        return tf.lite.TFLiteConverter.from_saved_model(
-            str(self._folder), signature_keys=[self.contract.signature], tags=set(self._tags)
-        )
+        return serving.converter_of(self._folder, self.contract.signature, self._tags)
 
     def kernels(self) -> dict[str, np.ndarray]:
         """Gives the variables by name, and the constants of the graph and its functions."""

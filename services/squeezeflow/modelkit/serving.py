@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.lite.python.lite import TFLiteSavedModelConverterV2
 
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.v1 import contract_pb2
@@ -94,7 +95,16 @@ class Served:
             self._folder = Path(tempfile.mkdtemp(prefix="squeezeflow-"))
             weakref.finalize(self, rmtree, self._folder, ignore_errors=True)
             self.save(self._folder)
-        return tf.lite.TFLiteConverter.from_saved_model(str(self._folder), signature_keys=[SIGNATURE])
+        return converter_of(self._folder, SIGNATURE)
+
+
+def converter_of(folder: Path, signature: str, tags: Collection[str] = ("serve",)) -> Any:
+    """Gives a fresh converter of one signature of a SavedModel.
+
+    What `TFLiteConverter.from_saved_model` gives, without loading the model once more just to see whether the signature
+    is there.
+    """
+    return TFLiteSavedModelConverterV2(str(folder), set(tags), [signature])
 
 
 def in_batches(
