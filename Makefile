@@ -5,6 +5,8 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 EXTRAS := orchestrator converter quantizer pruner inference dev
 PROTOS := $(wildcard protos/squeezeflow/*/*.proto)
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	--constraint requirements/constraints.in
 
 .DEFAULT_GOAL := help
 
@@ -41,13 +43,9 @@ services/squeezeflow/.stubs: $(PROTOS) .venv/.protoc .venv/.locked protos/genera
 
 .PHONY: lock
 lock: .venv/.uv ## write the requirement locks again (hashes, no index address)
-	for extra in $(EXTRAS); do \
-	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	    --extra $$extra pyproject.toml --output-file requirements/$$extra.txt || exit 1; done
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	  pyproject.toml --output-file requirements/client.txt
-	echo 'grpcio-tools==1.76.*' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	  - --output-file requirements/protoc.txt
+	for extra in $(EXTRAS); do $(COMPILE) --extra $$extra pyproject.toml --output-file requirements/$$extra.txt || exit 1; done
+	$(COMPILE) pyproject.toml --output-file requirements/client.txt
+	echo 'grpcio-tools==1.76.*' | $(COMPILE) - --output-file requirements/protoc.txt
 
 .PHONY: lint
 lint: setup ## ruff, mypy strict, buf, direction of imports
