@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ("dynamic", "int8", "prune", "prune-int8")
 # The best candidate is the smallest one that costs at most this much accuracy.
 MOST_DROP = 0.01
+# Of fine-tuning while the model is pruned.
+EPOCHS = "8"
 SAMPLES = 10
 START_SECONDS = 240
 
@@ -117,9 +119,9 @@ def compress(demo: Demo) -> dict[str, Any]:
     """Compresses the model by every recipe; keeps and shows the job."""
     recipes = [word for recipe in RECIPES for word in ("--recipe", recipe)]
     model, data = str(demo.out / "model.keras"), str(demo.out / "data.npz")
-    affine = ["--scale", "1/255"]
+    options = ["--scale", "1/255", "--epochs", EPOCHS]
     done = demo.squeezeflow(
-        "--json", "compress", model, "--data", data, *recipes, *affine, "--out", str(demo.out), stdout=subprocess.PIPE
+        "--json", "compress", model, "--data", data, *recipes, *options, "--out", str(demo.out), stdout=subprocess.PIPE
     )
     (demo.out / "job.json").write_text(done.stdout)
     job: dict[str, Any] = json.loads(done.stdout)
