@@ -56,8 +56,7 @@ def run(settings: Settings, output: Output, order: CompressOrder) -> int:
         spec.model.artifact = client.upload(order.model, model_kind).digest
         if order.data:
             spec.data.artifact = client.upload(order.data, data_kind).digest
-        # Asked before they serve, they would be asked again after a pause that grows.
-        session.wait_for(*services_for(spec))
+        # Workers that are still starting take calls and answer when they can: nothing waits for the slowest of them.
         job = client.create_job(spec)
         output.tell(f"job {job.id}")
         job, interrupted = follow(client, job, output, cancel=True)
