@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,8 +111,12 @@ class KerasSource:
         self.notes = (*notes, *([_BATCH_NOTE.format(", ".join(fixed))] if fixed else []))
         self.contract = contract_of(model, self.compile_config)
         require_numbers(model, self.contract)
-        self.signature_inputs = naming.signature_inputs([tensor.name for tensor in self.contract.inputs])
-        self.signature_outputs = naming.signature_outputs([tensor.name for tensor in self.contract.outputs])
+        self.signature_inputs: Mapping[str, str] = naming.signature_inputs(
+            [tensor.name for tensor in self.contract.inputs]
+        )
+        self.signature_outputs: Mapping[str, str] = naming.signature_outputs(
+            [tensor.name for tensor in self.contract.outputs]
+        )
         self._served = serving.Served(
             self._call,
             specs=[
@@ -131,7 +135,8 @@ class KerasSource:
             structure = getattr(getattr(self.model, "_functional", self.model), "_inputs_struct", None)
             if structure is not None:
                 given = tf.nest.pack_sequence_as(structure, list(tensors))
-        return tf.nest.flatten(self.model(given, training=False))
+        results: list[Any] = tf.nest.flatten(self.model(given, training=False))
+        return results
 
     def predict(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Gives the outputs by contract name for a batch of samples by contract name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +158,8 @@ class SavedModelSource:
     """A loaded SavedModel; see `Source`."""
 
     format = "SavedModel"
-    keras = None
-    model = None
+    keras: Any = None
+    model: Any = None
     compile_config = CompileConfig()
 
     def __init__(
@@ -170,10 +171,11 @@ class SavedModelSource:
         tags: list[str],
         written_by: str,
     ) -> None:
-        self.contract, self.written_by, self.notes = contract, written_by, ()
+        self.contract, self.written_by = contract, written_by
+        self.notes: tuple[str, ...] = ()
         self._folder, self._loaded, self._function, self._tags = folder, loaded, function, tags
-        self.signature_inputs = {tensor.name: tensor.name for tensor in contract.inputs}
-        self.signature_outputs = {tensor.name: tensor.name for tensor in contract.outputs}
+        self.signature_inputs: Mapping[str, str] = {tensor.name: tensor.name for tensor in contract.inputs}
+        self.signature_outputs: Mapping[str, str] = {tensor.name: tensor.name for tensor in contract.outputs}
 
     def predict(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Gives the outputs by contract name for a batch of samples by contract name."""
