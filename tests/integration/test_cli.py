@@ -263,3 +263,5 @@ def test_a_killed_job_takes_its_services_along(own: CommandLine, files: Path) ->
     process.kill()
     process.communicate()
     wait_until(lambda: processes_of(own.home) == [], seconds=30)
+    assert not (own.home / "endpoints.json").exists()
+    assert own.run("jobs", "list").returncode == 0

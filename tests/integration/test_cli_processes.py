@@ -153,9 +153,11 @@ def test_a_held_port_is_free_for_the_service_that_shares_it() -> None:
     with socket.socket() as service:
         service.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         service.bind(("127.0.0.1", held.port))
-        service.listen()
+        service.listen(20)
+        service.settimeout(5)
         for _ in range(20):
-            socket.create_connection(("127.0.0.1", held.port), timeout=5).close()
+            with socket.create_connection(("127.0.0.1", held.port), timeout=5) as caller:
+                assert service.accept()[1] == caller.getsockname()
     held.close()
 
 
