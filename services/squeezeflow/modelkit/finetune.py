@@ -23,6 +23,7 @@ from squeezeflow.modelkit import batches, layers
 from squeezeflow.modelkit.fit_progress import FitProgress
 from squeezeflow.modelkit.losses import LabelledOutput, OutputLoss, choose, op_activation
 from squeezeflow.modelkit.optimizers import choose_optimizer, make_optimizer
+from squeezeflow.modelkit.pointwise import without_strides
 from squeezeflow.modelkit.source import Source
 from squeezeflow.v1 import technique_pb2
 
@@ -136,13 +137,14 @@ def fit(
             model, bound, source.contract, split="validation", batch_size=training.batch_size
         )
     progress = FitProgress(report, training.epochs, training.steps_per_epoch, span=span, names=_log_names(model, keys))
-    history = model.fit(
-        train,
-        epochs=training.epochs,
-        validation_data=validation,
-        verbose=0,
-        callbacks=[*callbacks, progress],
-    ).history
+    with without_strides(model):
+        history = model.fit(
+            train,
+            epochs=training.epochs,
+            validation_data=validation,
+            verbose=0,
+            callbacks=[*callbacks, progress],
+        ).history
     figures = ", ".join(
         f"{progress.name_of(name)} {values[0]:.4g} → {values[-1]:.4g}" for name, values in history.items()
     )
