@@ -27,6 +27,7 @@ def fit_batches(
     *,
     split: str,
     batch_size: int,
+    whole: bool = False,
     shuffle_seed: int | None = None,
     memory_bytes: int = MEMORY_BYTES,
 ) -> tf.data.Dataset:
@@ -34,6 +35,7 @@ def fit_batches(
 
     Args:
         model: the tf_keras model to fit; its inputs and outputs are those of the contract, in order.
+        whole: leave out the samples that do not fill a batch.
         shuffle_seed: another order every epoch, the same ones for the same seed; None keeps the order.
         memory_bytes: converted arrays up to this size are held in memory.
     """
@@ -44,7 +46,8 @@ def fit_batches(
         read = data.tf_dataset(
             bound, contract, split=split, rows=rows, batch_size=batch_size, shuffle_seed=shuffle_seed
         )
-        return read.map(lambda x, y: pack(_named(x, contract.inputs), _named(y, contract.outputs)))
+        packed = read.map(lambda x, y: pack(_named(x, contract.inputs), _named(y, contract.outputs)))
+        return packed.take(len(rows) // batch_size) if whole else packed
     inputs = {name: tf.constant(array) for name, array in bound.inputs(split, slice(None)).items()}
     labels = {name: tf.constant(array) for name, array in bound.targets(split, slice(None)).items()}
 
@@ -53,9 +56,10 @@ def fit_batches(
         y = {name: tf.gather(array, chosen) for name, array in labels.items()}
         return pack(x, y)
 
-    order = _orders(len(rows), shuffle_seed).unbatch().batch(batch_size)
+    order = _orders(len(rows), shuffle_seed).unbatch().batch(batch_size, drop_remainder=whole)
     batches = order.map(gather).prefetch(2)
-    return batches.apply(tf.data.experimental.assert_cardinality(-(-len(rows) // batch_size)))
+    steps = len(rows) // batch_size if whole else -(-len(rows) // batch_size)
+    return batches.apply(tf.data.experimental.assert_cardinality(steps))
 
 
 def output_keys(model: Any) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -39,6 +40,7 @@ class Training:
     Attributes:
         losses: one an output that has labels.
         samples: number of train samples.
+        whole_batches: the model takes batches of this size only; each epoch leaves out what does not fill one.
         notes: where each of these is from, for a person.
     """
 
@@ -49,12 +51,13 @@ class Training:
     batch_size: int
     seed: int
     samples: int
+    whole_batches: bool
     notes: tuple[str, ...]
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of one epoch; the last one may be shorter."""
-        return math.ceil(self.samples / self.batch_size)
+        """Batches of one epoch; the last one may be shorter, unless only whole ones are taken."""
+        return self.samples // self.batch_size if self.whole_batches else math.ceil(self.samples / self.batch_size)
 
     @property
     def steps(self) -> int:
@@ -77,8 +80,11 @@ def resolve(request: technique_pb2.FineTune, source: Source, bound: BoundData | 
     losses = choose(_labelled_outputs(source, bound), request, source.compile_config)
     optimizer = choose_optimizer(request, source.compile_config)
     epochs = request.epochs or DEFAULT_EPOCHS
-    batch_size = request.batch_size or DEFAULT_BATCH_SIZE
+    fixed = _fixed_batch(source, request, samples)
+    batch_size = fixed or request.batch_size or DEFAULT_BATCH_SIZE
     notes = [optimizer.note]
+    if fixed:
+        notes.append(f"the model takes batches of {fixed} only: each epoch leaves out {samples % fixed} samples")
     unlabelled = [output.name for output in source.contract.outputs if output.name not in {c.output for c in losses}]
     if unlabelled:
         notes.append(f"outputs without labels are not fitted: {', '.join(unlabelled)}")
@@ -94,6 +100,7 @@ def resolve(request: technique_pb2.FineTune, source: Source, bound: BoundData | 
         batch_size,
         request.seed,
         samples,
+        fixed is not None,
         (*(choice.describe() for choice in losses), *notes),
     )
 
@@ -128,14 +135,16 @@ def fit(
     """
     keys = dict(zip([output.name for output in source.contract.outputs], batches.output_keys(model), strict=True))
     _compile(model, training, keys)
-    train = batches.fit_batches(
-        model, bound, source.contract, split="train", batch_size=training.batch_size, shuffle_seed=training.seed
+    batched = partial(
+        batches.fit_batches,
+        model,
+        bound,
+        source.contract,
+        batch_size=training.batch_size,
+        whole=training.whole_batches,
     )
-    validation = None
-    if bound.has_targets("validation"):
-        validation = batches.fit_batches(
-            model, bound, source.contract, split="validation", batch_size=training.batch_size
-        )
+    train = batched(split="train", shuffle_seed=training.seed)
+    validation = batched(split="validation") if bound.has_targets("validation") else None
     progress = FitProgress(report, training.epochs, training.steps_per_epoch, span=span, names=_log_names(model, keys))
     with without_strides(model):
         history = model.fit(
@@ -162,6 +171,28 @@ def _compile(model: tf_keras.Model, training: Training, keys: dict[str, str]) ->
         {keys[choice.output]: choice.keras_loss() for choice in training.losses},
         metrics={keys[choice.output]: [choice.keras_metric()] for choice in training.losses},
     )
+
+
+def _fixed_batch(source: Source, request: technique_pb2.FineTune, samples: int) -> int | None:
+    """Gives the batch that the model was built for; None where it is free.
+
+    Errors: INVALID_PARAMETER where the request says another one, DATA_MISSING where there are fewer train samples.
+    """
+    fixed = next((int(tensor.shape[0]) for tensor in source.keras.inputs if tensor.shape[0] is not None), None)
+    if fixed is None:
+        return None
+    if request.batch_size not in (0, fixed):
+        message = (
+            f"the model takes batches of {fixed}: leave out fine_tune.batch_size, or save it with a free batch axis"
+        )
+        raise SqueezeflowError("INVALID_PARAMETER", message, fields=[("params.fine_tune.batch_size", message)])
+    if samples < fixed:
+        raise SqueezeflowError(
+            "DATA_MISSING",
+            f"there are {samples} train samples and the model takes batches of {fixed}: add samples",
+            metadata={"split": "train"},
+        )
+    return fixed
 
 
 def _labelled_outputs(source: Source, bound: BoundData) -> list[LabelledOutput]:

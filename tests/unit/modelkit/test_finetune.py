@@ -125,6 +125,25 @@ def test_fitting_without_train_samples_is_data_missing(tmp_path: Path, arrays: d
     assert refusal.value.reason == "DATA_MISSING"
 
 
+def test_a_model_with_a_fixed_batch_is_fitted_in_whole_batches(tmp_path: Path) -> None:
+    source = keras_source.open_keras(models.recurrent_file(tmp_path, cell="SimpleRNN", batch=3))
+    x = np.random.default_rng(0).normal(size=(10, 12, 3)).astype(np.float32)
+    arrays = {"sequence_train": x, "y_train": np.arange(10) % 4, "x_validation": x[:4], "y_validation": np.arange(4)}
+    bound = bind(tmp_path, source, **arrays)
+    training = finetune.resolve(FineTune(), source, bound)
+    assert (training.batch_size, training.steps_per_epoch) == (3, 3)
+    assert "the model takes batches of 3 only: each epoch leaves out 1 samples" in training.notes
+    told = Told()
+    finetune.fit(source.keras, training, source, bound, told)
+    assert told[-1]["fraction"] == pytest.approx(1.0)
+    with pytest.raises(SqueezeflowError, match="batches of 3"):
+        finetune.resolve(FineTune(batch_size=4), source, bound)
+    few = bind(tmp_path, source, x_train=x[:2], y_train=np.arange(2))
+    with pytest.raises(SqueezeflowError, match="add samples") as refusal:
+        finetune.resolve(FineTune(), source, few)
+    assert refusal.value.reason == "DATA_MISSING"
+
+
 def test_the_seed_decides_every_weight(tmp_path: Path) -> None:
     import tf_keras
 
