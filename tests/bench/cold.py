@@ -1,7 +1,7 @@
 """`squeezeflow compress --recipe dynamic` with nothing running, against a cold script that does the same.
 
-Both convert to float32 and dynamic range, evaluate both on the test arrays in LiteRT and time both. Each command run has a
-home of its own, so nothing is cached.
+Both convert to float32 and dynamic range, evaluate both on the test arrays in LiteRT and time both. Each command run
+has a home of its own, so nothing is cached.
 """
 
 from __future__ import annotations

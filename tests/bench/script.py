@@ -29,11 +29,13 @@ TIMED_RUNS = 100
 
 
 def load_data(path: Path) -> dict[str, np.ndarray]:
-    """Gives the arrays with images as floats in 0 to 1 and a channel axis."""
+    """Gives the arrays; uint8 images become floats in 0 to 1 with a channel axis."""
     with np.load(path) as data:
-        return {
-            name: (data[name][..., None] / np.float32(255) if name[0] == "x" else data[name]) for name in data.files
-        }
+        arrays = {name: data[name] for name in data.files}
+    return {
+        name: value[..., None] / np.float32(255) if value.dtype == np.uint8 and name[0] == "x" else value
+        for name, value in arrays.items()
+    }
 
 
 def convert(model: Any, mode: str, images: np.ndarray, samples: int = CALIBRATION_SAMPLES) -> bytes:

@@ -1,7 +1,7 @@
 """One Quantize call on a warm worker against a warm bare script; the same call cached; a whole cached job.
 
-The script loads, converts, writes and invokes once. The call does that and more: it fetches, proves and stores. What the
-proof and the store take is subtracted, and printed beside the ratio. Rounds are interleaved, medians are quoted.
+The script loads, converts, writes and invokes once. The call does that and more: it fetches, proves and stores. What
+the proof and the store take is subtracted, and printed beside the ratio. Rounds are interleaved, medians are quoted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.bench.inputs import ROOT, model_and_data
+from tests.bench.inputs import FACES, ROOT, large_model_and_data, model_and_data
 from tests.servers.stack import Stack
 
 from squeezeflow.client import Client
@@ -102,21 +102,27 @@ def cached_job(client: Client, model: Path, data: Path) -> float:
     return seconds
 
 
+def spec_of(client: Client, model: Path, data: Path, scale: list[float]) -> dict[str, Any]:
+    """Uploads model and data and gives what every request over them says."""
+    return {
+        "model": {"artifact": client.upload(model).digest},
+        "data": {"artifact": client.upload(data).digest, "scale": scale},
+    }
+
+
 def measure() -> dict[str, Any]:
     """Runs everything on a stack of its own."""
+    rows = {}
     with tempfile.TemporaryDirectory() as text, Stack(Path(text)) as stack:
-        model, data = model_and_data(Path(text))
         client = stack.client()
-        spec = {
-            "model": {"artifact": client.upload(model).digest},
-            "data": {"artifact": client.upload(data).digest, "scale": [1 / 255]},
-        }
-        script = Script(model, data)
         stub = quantizer_pb2_grpc.QuantizerStub(open_sync_channel(stack.endpoints["quantizer"]))
-        rows = {
-            "dynamic": compare(stub, script, "dynamic", 200, spec),
-            "int8": compare(stub, script, "int8", 200, spec),
-            "int8, script of 5 s and more": compare(stub, script, "int8", 9000, spec),
-        }
+        model, data = model_and_data(Path(text))
+        script, spec = Script(model, data), spec_of(client, model, data, [1 / 255])
+        rows["small CNN, dynamic"] = compare(stub, script, "dynamic", 200, spec)
+        rows["small CNN, int8"] = compare(stub, script, "int8", 200, spec)
+        script.close()
+        large, faces = large_model_and_data(Path(text))
+        script, spec = Script(large, faces), spec_of(client, large, faces, [])
+        rows[f"mini-Xception, int8, {FACES} samples"] = compare(stub, script, "int8", FACES, spec)
         script.close()
         return {"quantize": rows, "cached_job_s": cached_job(client, model, data)}

@@ -15,12 +15,12 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from squeezeflow.core.artifacts import Artifacts
-from squeezeflow.core.store import Store, open_store
 
+from squeezeflow.core.artifacts import Artifacts
 from squeezeflow.core.config import load
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.core.sandbox import Sandbox
+from squeezeflow.core.store import Store, open_store
 from squeezeflow.rpc.channels import open_channel
 from squeezeflow.rpc.errors import from_rpc_error
 from squeezeflow.rpc.server import Mount, Server

@@ -1,4 +1,4 @@
-"""The one exception that crosses rooms: a reason of `errors.proto`, a message that says what to change, details by name.
+"""The one exception that crosses rooms: a reason of `errors.proto`, a message that says what to change, and details.
 
 rpc/ turns it into a status and back; the sandbox carries it from a child to its parent; jobs keep it as `Error`.
 """

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from squeezeflow.core import recipes
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.rpc.checks import check_message
