@@ -7,48 +7,23 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from squeezeflow.core.datatypes import CONTENTS, DATATYPES
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.oip import open_inference_pb2 as oip
 
-_DATATYPES = {
-    "bool": "BOOL",
-    "int8": "INT8",
-    "int16": "INT16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "uint8": "UINT8",
-    "uint16": "UINT16",
-    "uint32": "UINT32",
-    "uint64": "UINT64",
-    "float16": "FP16",
-    "float32": "FP32",
-    "float64": "FP64",
-}
-_DTYPES = {datatype: np.dtype(name).newbyteorder("<") for name, datatype in _DATATYPES.items()}
-_CONTENTS = {
-    "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-}
+_DTYPES = {datatype: np.dtype(name).newbyteorder("<") for name, datatype in DATATYPES.items()}
+_CONTENTS = {DATATYPES[name]: contents for name, contents in CONTENTS.items()}
 
 
 def datatype(name: str, array: np.ndarray) -> str:
     """Gives the protocol's word for an array's element type; DATA_MISMATCH where it has none."""
-    if array.dtype.name not in _DATATYPES:
+    if array.dtype.name not in DATATYPES:
         raise SqueezeflowError(
             "DATA_MISMATCH",
             f"array {name} holds {array.dtype}: numbers and truth values can be sent",
             metadata={"array": name},
         )
-    return _DATATYPES[array.dtype.name]
+    return DATATYPES[array.dtype.name]
 
 
 def dtype_of(word: str) -> np.dtype:

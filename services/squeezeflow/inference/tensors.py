@@ -11,41 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from squeezeflow.core.datatypes import CONTENTS, DATATYPES
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.oip import open_inference_pb2 as oip
 from squeezeflow.v1 import contract_pb2
 
-DATATYPES: Mapping[str, str] = {
-    "bool": "BOOL",
-    "uint8": "UINT8",
-    "uint16": "UINT16",
-    "uint32": "UINT32",
-    "uint64": "UINT64",
-    "int8": "INT8",
-    "int16": "INT16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "FP16",
-    "float32": "FP32",
-    "float64": "FP64",
-}
 _DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
 # In the protocol, but no TFLite file of ours takes them.
 _REFUSED = frozenset({"BYTES", "BF16"})
-# Which list of InferTensorContents holds an element type; float16 has none.
-_CONTENTS: Mapping[str, str] = {
-    "bool": "bool_contents",
-    "int8": "int_contents",
-    "int16": "int_contents",
-    "int32": "int_contents",
-    "int64": "int64_contents",
-    "uint8": "uint_contents",
-    "uint16": "uint_contents",
-    "uint32": "uint_contents",
-    "uint64": "uint64_contents",
-    "float32": "fp32_contents",
-    "float64": "fp64_contents",
-}
 
 
 def datatype(tensor: contract_pb2.TensorContract) -> str:
@@ -118,13 +91,13 @@ def requested_outputs(request: oip.ModelInferRequest, contract: contract_pb2.Con
 
 def write_outputs(response: oip.ModelInferResponse, outputs: Mapping[str, np.ndarray], raw: bool) -> None:
     """Adds arrays to a response, raw or typed; raw anyway when an array has no typed form (float16)."""
-    raw = raw or any(array.dtype.name not in _CONTENTS for array in outputs.values())
+    raw = raw or any(array.dtype.name not in CONTENTS for array in outputs.values())
     for name, array in outputs.items():
         tensor = response.outputs.add(name=name, datatype=DATATYPES[array.dtype.name], shape=array.shape)
         if raw:
             response.raw_output_contents.append(_little_endian(array).tobytes())
         else:
-            getattr(tensor.contents, _CONTENTS[array.dtype.name]).extend(array.ravel().tolist())
+            getattr(tensor.contents, CONTENTS[array.dtype.name]).extend(array.ravel().tolist())
 
 
 def _check_names(given: Sequence[str], wanted: Mapping[str, contract_pb2.TensorContract]) -> None:
@@ -190,9 +163,9 @@ def _from_bytes(name: str, data: bytes, dtype: str, shape: tuple[int, ...]) -> n
 
 def _typed(tensor: oip.ModelInferRequest.InferInputTensor, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     name = tensor.name
-    if dtype not in _CONTENTS:
+    if dtype not in CONTENTS:
         raise _mismatch(name, f"input {name} is {DATATYPES[dtype]}, which has no typed form: use raw_input_contents")
-    field = _CONTENTS[dtype]
+    field = CONTENTS[dtype]
     for other, _ in tensor.contents.ListFields():
         if other.name != field:
             raise _mismatch(

@@ -10,10 +10,10 @@ from squeezeflow.core.store.url import S3Location, parse
 
 def test_a_folder_url_gives_an_absolute_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/u")
+    monkeypatch.setenv("HOME", "/users/u")
     assert parse("dir:/var/store") == Path("/var/store")
     assert parse("dir:store/x") == tmp_path / "store" / "x"
-    assert parse("dir:~/store") == Path("/home/u/store")
+    assert parse("dir:~/store") == Path("/users/u/store")
 
 
 def test_an_s3_url_gives_server_bucket_and_keys() -> None:

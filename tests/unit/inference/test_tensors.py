@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from squeezeflow.core.datatypes import DATATYPES
 from squeezeflow.core.errors import SqueezeflowError
-from squeezeflow.inference.tensors import DATATYPES, describe, read_inputs, requested_outputs, write_outputs
+from squeezeflow.inference.tensors import describe, read_inputs, requested_outputs, write_outputs
 from squeezeflow.oip import open_inference_pb2 as oip
 from squeezeflow.v1 import contract_pb2
 

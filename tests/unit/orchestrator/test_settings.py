@@ -10,7 +10,7 @@ from squeezeflow.core.config import load as load_config
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.orchestrator.settings import Settings, load
 
-BASE = {"SQUEEZEFLOW_STORE": "dir:store", "SQUEEZEFLOW_WORKDIR": "/work/dir"}
+BASE = {"SQUEEZEFLOW_STORE": "dir:store", "SQUEEZEFLOW_WORKDIR": "/scratch/dir"}
 
 
 def settings(**environ: str) -> Settings:
@@ -22,7 +22,7 @@ def test_without_variables_workers_are_at_their_ports_and_the_database_is_in_the
     found = settings()
     assert found.workers["converter"] == "127.0.0.1:7071"
     assert set(found.workers) == {"converter", "quantizer", "pruner", "inference"}
-    assert found.database == Path("/work/dir/orchestrator.sqlite")
+    assert found.database == Path("/scratch/dir/orchestrator.sqlite")
 
 
 def test_variables_are_taken() -> None:
