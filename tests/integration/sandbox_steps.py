@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,13 @@ from squeezeflow.core.sandbox import frames
 Report = Callable[[dict[str, Any]], None]
 
 state: dict[str, Any] = {}
+
+
+def leave_temporary_files(payload: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Leaves temporary files behind, its own and those of a program that it runs."""
+    program = [sys.executable, "-c", "import tempfile; print(tempfile.mkdtemp())"]
+    theirs = subprocess.run(program, capture_output=True, text=True, check=True).stdout.strip()
+    return {"left": [tempfile.mkdtemp(), theirs]}
 
 
 def who(payload: dict[str, Any], report: Report) -> dict[str, Any]:

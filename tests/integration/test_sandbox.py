@@ -88,6 +88,11 @@ class TestRun:
         assert told["score"] == "1000"
         assert told["payload"] == {"a": [1, None]}
 
+    async def test_temporary_files_that_a_child_leaves_go_with_it(self, sandbox: Sandbox) -> None:
+        left = (await sandbox.run("sandbox_steps:leave_temporary_files", {}, limits=GENEROUS)).value["left"]
+        assert len(left) == 2
+        assert await until(lambda: not any(Path(path).exists() for path in left))
+
     async def test_a_child_holds_no_files_of_the_fork_server(self, sandbox: Sandbox, tmp_path: Path) -> None:
         told = (await sandbox.run("sandbox_steps:who", {}, limits=GENEROUS)).value
         log = str(tmp_path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import importlib
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -138,8 +137,6 @@ def execute(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -
             }
         )
 
-    # What a library leaves behind goes with the step, also when its process is killed.
-    tempfile.tempdir = str(inputs.workdir)
     began = time.perf_counter()
     run: TechniqueRun = getattr(importlib.import_module(module), function)
     outputs = run(params, inputs, tell)

@@ -28,6 +28,7 @@ from squeezeflow.core.tflite import Tensor, TfliteFile
 from squeezeflow.v1 import contract_pb2, evaluator_pb2, step_pb2
 
 # One a user: the file of another user's could not be opened.
+# Taken when the fork server imports this: the temporary folder of a step is no place to meet the others.
 LOCK_PATH = Path(tempfile.gettempdir()) / f"squeezeflow-benchmark-{os.getuid()}.lock"
 LOCK_SECONDS = 600.0
 _LOCK_POLL_SECONDS = 0.5

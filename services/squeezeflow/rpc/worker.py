@@ -56,7 +56,7 @@ async def _serve(
 ) -> None:
     store = open_store(config.store_url, access_key=config.store_access_key, secret_key=config.store_secret_key)
     env = {"SQUEEZEFLOW_STEP_THREADS": str(config.step_threads), **engine.env}
-    sandbox = Sandbox(preload=engine.preload, warm=engine.warm, env=env)
+    sandbox = Sandbox(preload=engine.preload, warm=engine.warm, env=env, workdir=config.workdir)
     runner = StepRunner(config, store, sandbox, toolchain(*engine.packages))
     worker = Worker(config, sandbox, runner)
     try:

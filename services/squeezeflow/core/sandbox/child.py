@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -93,6 +94,8 @@ def _settle(log: int, folder: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the parent, which then ends us
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.chdir(folder)
+    # What a library leaves behind goes with this folder, also when the process is killed.
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
     try:
         with open("/proc/self/oom_score_adj", "w") as score:
             score.write("1000")
