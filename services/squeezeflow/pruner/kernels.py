@@ -12,7 +12,7 @@ import numpy as np
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.modelkit import layers, support
 
-# Kinds of reasons that a refusal names first: one of them is what the caller can change.
+# Reasons that support.py, which knows the layer alone, cannot give.
 FROZEN = "frozen (trainable is false): its weights stay as they are; save the model with it trainable to prune it"
 MIXED = "computes in float16 (mixed precision), which TFMOT cannot mask; save the model in float32"
 
