@@ -11,13 +11,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.bench import cold, steps, store, transfer
+from tests.bench import cold, memory, steps, store, transfer
 
 PARTS: dict[str, Callable[[], Any]] = {
     "steps": steps.measure,
     "cold": cold.measure,
     "store": store.measure,
     "transfer": transfer.measure,
+    "memory": memory.measure,
 }
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 
+from squeezeflow.core import invariants
 from squeezeflow.core.step import ArtifactPath, Report, StepInputs, StepOutputs
-from squeezeflow.modelkit import conversion, data, proof, threads
+from squeezeflow.core.tflite import TfliteFile
+from squeezeflow.modelkit import conversion, data, proof, pruned, threads
 from squeezeflow.modelkit.source import open_source
 from squeezeflow.v1 import artifact_pb2, technique_pb2
 
@@ -28,11 +30,12 @@ def run(params: technique_pb2.Convert, inputs: StepInputs, report: Report) -> St
     converted = time.perf_counter()
     report(0.8, "proving")
     proved = proof.prove(source, target, bound=bound, mode="float32", threads=inputs.threads)
+    kept = invariants.require(pruned.sparsity_kept(source, TfliteFile.read(target)))
     return StepOutputs(
         artifact=ArtifactPath(artifact_pb2.ARTIFACT_KIND_TFLITE, target),
         contract=proved.contract,
         metrics=proved.metrics,
-        invariants=proved.invariants,
+        invariants=(*proved.invariants, *kept),
         notes=(*source.notes, *(bound.notes if bound else ()), *proved.notes),
         seconds={
             "load": loaded - began,
