@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 from tests.servers.stack import Stack
 
+from squeezeflow.v1 import artifact_pb2
+
 SIZE = 1 << 30
 BLOCK = 16 << 20
 
@@ -19,13 +21,12 @@ def measure() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as text, Stack(Path(text)) as stack:
         source, back = Path(text) / "big.npz", Path(text) / "back.npz"
         with source.open("wb") as file:
-            file.write(b"PK\x03\x04")
             for _ in range(SIZE // BLOCK):
                 file.write(os.urandom(BLOCK))
         server, client = psutil.Process(stack.pid_of("orchestrator")), stack.client()
         before = server.memory_info().rss
         began = time.perf_counter()
-        digest = client.upload(source, role="data").digest
+        digest = client.upload(source, artifact_pb2.ARTIFACT_KIND_DATASET).digest
         wrote = time.perf_counter()
         client.download(digest, back)
         read = time.perf_counter()

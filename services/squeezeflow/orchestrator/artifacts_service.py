@@ -29,21 +29,21 @@ class ArtifactsService(artifacts_pb2_grpc.ArtifactsServicer):
         self._store = store
         self._scratch = scratch
 
-    async def WriteArtifact(  # noqa: D102
+    async def WriteArtifact(
         self, requests: AsyncIterator[artifacts_pb2.WriteArtifactRequest], context: Any
     ) -> artifact_pb2.Artifact:
         return await transfers.receive(requests, self._artifacts(), self._scratch)
 
-    async def ReadArtifact(  # noqa: D102
+    async def ReadArtifact(
         self, request: artifacts_pb2.ReadArtifactRequest, context: Any
     ) -> AsyncIterator[artifacts_pb2.ReadArtifactResponse]:
         async for response in transfers.send(self._artifacts(), request.digest):
             yield response
 
-    async def GetArtifact(self, request: artifacts_pb2.GetArtifactRequest, context: Any) -> artifact_pb2.Artifact:  # noqa: D102
+    async def GetArtifact(self, request: artifacts_pb2.GetArtifactRequest, context: Any) -> artifact_pb2.Artifact:
         return await asyncio.to_thread(self._artifacts().stat, request.digest)
 
-    async def ListArtifacts(  # noqa: D102
+    async def ListArtifacts(
         self, request: artifacts_pb2.ListArtifactsRequest, context: Any
     ) -> artifacts_pb2.ListArtifactsResponse:
         artifacts, token = await asyncio.to_thread(
@@ -51,7 +51,7 @@ class ArtifactsService(artifacts_pb2_grpc.ArtifactsServicer):
         )
         return artifacts_pb2.ListArtifactsResponse(artifacts=artifacts, next_page_token=token)
 
-    async def GetLineage(  # noqa: D102
+    async def GetLineage(
         self, request: artifacts_pb2.GetLineageRequest, context: Any
     ) -> artifacts_pb2.GetLineageResponse:
         await asyncio.to_thread(self._artifacts().stat, request.digest)

@@ -16,16 +16,14 @@ class StepsService(step_pb2_grpc.StepsServicer):
     def __init__(self, runner: StepRunner) -> None:
         self._runner = runner
 
-    async def ListSteps(self, request: step_pb2.ListStepsRequest, context: Any) -> step_pb2.ListStepsResponse:  # noqa: D102
+    async def ListSteps(self, request: step_pb2.ListStepsRequest, context: Any) -> step_pb2.ListStepsResponse:
         return step_pb2.ListStepsResponse(steps=self._runner.list())
 
-    async def WatchStep(  # noqa: D102
-        self, request: step_pb2.WatchStepRequest, context: Any
-    ) -> AsyncIterator[step_pb2.StepEvent]:
+    async def WatchStep(self, request: step_pb2.WatchStepRequest, context: Any) -> AsyncIterator[step_pb2.StepEvent]:
         async for event in self._runner.watch(request.action):
             yield event
 
-    async def CancelStep(self, request: step_pb2.CancelStepRequest, context: Any) -> step_pb2.Step:  # noqa: D102
+    async def CancelStep(self, request: step_pb2.CancelStepRequest, context: Any) -> step_pb2.Step:
         return self._runner.cancel(request.action)
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from contextvars import ContextVar
 
-from squeezeflow.core.errors import SqueezeflowError
+from squeezeflow.core.tenants import check_tenant
 
 METADATA_KEY = "squeezeflow-tenant"
 DEFAULT_TENANT = "default"
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _current: ContextVar[str] = ContextVar("tenant", default=DEFAULT_TENANT)
 
 
@@ -26,13 +24,7 @@ def enter_tenant(metadata: Iterable[tuple[str, str | bytes]]) -> None:
         SqueezeflowError: INVALID_PARAMETER when the name is not one.
     """
     tenant = dict(metadata).get(METADATA_KEY, DEFAULT_TENANT)
-    if not isinstance(tenant, str) or not _NAME.fullmatch(tenant):
-        raise SqueezeflowError(
-            "INVALID_PARAMETER",
-            f"metadata {METADATA_KEY} must match {_NAME.pattern}",
-            fields=[(METADATA_KEY, f"must match {_NAME.pattern}")],
-        )
-    _current.set(tenant)
+    _current.set(check_tenant(tenant if isinstance(tenant, str) else tenant.decode(errors="replace")))
 
 
 def tenant_metadata(tenant: str) -> tuple[tuple[str, str], ...]:
