@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -60,9 +61,11 @@ async def until(condition: Callable[[], bool], seconds: float = 5) -> bool:
 
 
 def descendants(pid: int) -> list[int]:
-    children = []
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        children += [int(n) for n in Path(f"/proc/{pid}/task/{thread}/children").read_text().split()]
+    """The processes below one, as far as they can be seen: any of them may end, and be gone, while this looks."""
+    children: list[int] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            children += [int(n) for n in Path(f"/proc/{pid}/task/{thread}/children").read_text().split()]
     return children + [below for child in children for below in descendants(child)]
 
 
