@@ -100,6 +100,7 @@ def default_name(artifact: artifact_pb2.Artifact) -> str:
         artifact_pb2.ARTIFACT_KIND_DATASET: ".npz",
         artifact_pb2.ARTIFACT_KIND_DATASET_FOLDER: ".data",
         artifact_pb2.ARTIFACT_KIND_CONTRACT: ".contract.json",
+        artifact_pb2.ARTIFACT_KIND_LOGS: ".logs",
     }
     return artifact.digest[:12] + extensions.get(artifact.kind, "")
 

@@ -14,6 +14,7 @@ from squeezeflow.v1.artifact_pb2 import (
     ARTIFACT_KIND_DATASET_FOLDER,
     ARTIFACT_KIND_HDF5,
     ARTIFACT_KIND_KERAS,
+    ARTIFACT_KIND_LOGS,
     ARTIFACT_KIND_SAVED_MODEL,
     ARTIFACT_KIND_TFLITE,
 )
@@ -21,7 +22,9 @@ from squeezeflow.v1.artifact_pb2 import (
 KERAS_KINDS: frozenset[int] = frozenset({ARTIFACT_KIND_KERAS, ARTIFACT_KIND_HDF5})
 MODEL_KINDS: frozenset[int] = KERAS_KINDS | {ARTIFACT_KIND_SAVED_MODEL, ARTIFACT_KIND_TFLITE}
 DATA_KINDS: frozenset[int] = frozenset({ARTIFACT_KIND_DATASET, ARTIFACT_KIND_DATASET_FOLDER})
-FOLDER_KINDS: frozenset[int] = frozenset({ARTIFACT_KIND_SAVED_MODEL, ARTIFACT_KIND_DATASET_FOLDER})
+FOLDER_KINDS: frozenset[int] = frozenset(
+    {ARTIFACT_KIND_SAVED_MODEL, ARTIFACT_KIND_DATASET_FOLDER, ARTIFACT_KIND_LOGS}
+)
 
 _FILE_NAMES: dict[int, str] = {
     ARTIFACT_KIND_KERAS: "model.keras",
@@ -30,6 +33,7 @@ _FILE_NAMES: dict[int, str] = {
     ARTIFACT_KIND_TFLITE: "model.tflite",
     ARTIFACT_KIND_DATASET: "data.npz",
     ARTIFACT_KIND_DATASET_FOLDER: "data",
+    ARTIFACT_KIND_LOGS: "logs",
     ARTIFACT_KIND_CONTRACT: "contract.json",
 }
 _ZIP = b"PK\x03\x04"

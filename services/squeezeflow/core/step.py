@@ -69,6 +69,7 @@ class StepOutputs:
     layers: tuple[step_pb2.LayerOutcome, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    logs: Path | None = None
 
 
 class Report(Protocol):
@@ -152,5 +153,6 @@ def execute(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -
     return {
         "artifact": [outputs.artifact.kind, str(outputs.artifact.path)] if outputs.artifact else None,
         "contract": base64.b64encode(outputs.contract.SerializeToString()).decode() if outputs.contract else None,
+        "logs": str(outputs.logs) if outputs.logs else None,
         "result": base64.b64encode(result.SerializeToString()).decode(),
     }

@@ -42,6 +42,10 @@ RPCS: Mapping[str, Rpc] = {
     "export": Rpc(*_CONVERTER, "Export", converter_pb2.ExportRequest),
     "quantize": Rpc("quantizer", "squeezeflow.v1.Quantizer", "Quantize", quantizer_pb2.QuantizeRequest),
     "prune": Rpc("pruner", "squeezeflow.v1.Pruner", "Prune", pruner_pb2.PruneRequest),
+    "train_quantized": Rpc(
+        "quantizer", "squeezeflow.v1.Quantizer", "TrainQuantized", quantizer_pb2.TrainQuantizedRequest
+    ),
+    "cluster": Rpc("pruner", "squeezeflow.v1.Pruner", "Cluster", pruner_pb2.ClusterRequest),
     EVALUATE: Rpc(*_EVALUATOR, "Evaluate", evaluator_pb2.EvaluateRequest),
     BENCHMARK: Rpc(*_EVALUATOR, "Benchmark", evaluator_pb2.BenchmarkRequest),
 }

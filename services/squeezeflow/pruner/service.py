@@ -19,3 +19,8 @@ class PrunerService(pruner_pb2_grpc.PrunerServicer):
         call = technique_call("prune", "squeezeflow.pruner.prune:run", request)
         async for event in self._runner.stream(call):
             yield event
+
+    async def Cluster(self, request: pruner_pb2.ClusterRequest, context: Any) -> AsyncIterator[step_pb2.StepEvent]:
+        call = technique_call("cluster", "squeezeflow.pruner.cluster:run", request)
+        async for event in self._runner.stream(call):
+            yield event

@@ -19,3 +19,10 @@ class QuantizerService(quantizer_pb2_grpc.QuantizerServicer):
         call = technique_call("quantize", "squeezeflow.quantizer.quantize:run", request)
         async for event in self._runner.stream(call):
             yield event
+
+    async def TrainQuantized(
+        self, request: quantizer_pb2.TrainQuantizedRequest, context: Any
+    ) -> AsyncIterator[step_pb2.StepEvent]:
+        call = technique_call("train_quantized", "squeezeflow.quantizer.train_quantized:run", request)
+        async for event in self._runner.stream(call):
+            yield event

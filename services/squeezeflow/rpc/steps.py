@@ -266,16 +266,23 @@ def _store_outputs(artifacts: Artifacts, child: ChildResult, folder: Path) -> st
     result = step_pb2.StepResult.FromString(base64.b64decode(child.value["result"]))
     if child.value["artifact"] is not None:
         kind, text = child.value["artifact"]
-        path = Path(text).resolve()
-        if not path.is_relative_to(folder.resolve()):
-            raise SqueezeflowError("INTERNAL", f"the technique gave {path}, which is outside its folder")
-        result.artifact.CopyFrom(artifacts.write(kind, path))
+        result.artifact.CopyFrom(artifacts.write(kind, _inside(folder, text)))
+    if child.value["logs"] is not None:
+        logs = _inside(folder, child.value["logs"])
+        result.logs.CopyFrom(artifacts.write(artifact_pb2.ARTIFACT_KIND_LOGS, logs))
     if child.value["contract"] is not None:
         contract = contract_pb2.Contract.FromString(base64.b64decode(child.value["contract"]))
         path = folder / "contract.json"
         path.write_bytes(encode(contract))
         result.contract = artifacts.write(artifact_pb2.ARTIFACT_KIND_CONTRACT, path).digest
     return result
+
+
+def _inside(folder: Path, text: str) -> Path:
+    path = Path(text).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise SqueezeflowError("INTERNAL", f"the technique gave {path}, which is outside its folder")
+    return path
 
 
 class TechniqueRequest(Protocol):
