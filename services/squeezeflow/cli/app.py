@@ -89,13 +89,17 @@ def compress(
         list[str] | None,
         typer.Option(
             metavar="NAME|FILE.json",
-            help="float32, dynamic, int8, prune, prune-int8, or the JSON of a Recipe; repeatable. "
+            help="int8, prune-cluster-int8, pqat, …, or the JSON of a Recipe; repeatable. A wrong name lists them. "
             "Without: dynamic, and int8 where there is data.",
         ),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="TECHNIQUE.FIELD=VALUE", help="For example prune.sparsity=0.8; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="TECHNIQUE.FIELD=VALUE",
+            help="For example prune.sparsity=0.8 or cluster.layers.exclude=conv_1,head*; repeatable.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", file_okay=False, help="Receives RECIPE.tflite.")] = None,
     export: Annotated[

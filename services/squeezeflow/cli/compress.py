@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 EXPORTS = {"savedmodel": technique_pb2.Export.FORMAT_SAVED_MODEL, "keras": technique_pb2.Export.FORMAT_KERAS}
 # What a job takes besides the services of its techniques: description and conversion, and measurement.
 _ALWAYS = frozenset({"orchestrator", "converter", "inference"})
-_SERVICE_OF = {"convert": "converter", "export": "converter", "quantize": "quantizer", "prune": "pruner"}
+_SERVICE_OF = {
+    "convert": "converter",
+    "export": "converter",
+    "quantize": "quantizer",
+    "train_quantized": "quantizer",
+    "prune": "pruner",
+    "cluster": "pruner",
+}
 _CANCEL_SECONDS = 15.0
 
 

@@ -22,9 +22,21 @@ from squeezeflow.v1 import jobs_pb2, technique_pb2
 BASELINE = "float32"
 
 _CONVERT = technique_pb2.Technique(convert=technique_pb2.Convert())
-_DYNAMIC = technique_pb2.Technique(quantize=technique_pb2.Quantize(mode=technique_pb2.Quantize.MODE_DYNAMIC))
-_INT8 = technique_pb2.Technique(quantize=technique_pb2.Quantize(mode=technique_pb2.Quantize.MODE_INT8))
 _PRUNE = technique_pb2.Technique(prune=technique_pb2.Prune())
+# It keeps the zeros of what was pruned before it: `preserve_sparsity` is true by default.
+_CLUSTER = technique_pb2.Technique(cluster=technique_pb2.Cluster())
+
+
+def _quantize(mode: technique_pb2.Quantize.Mode) -> technique_pb2.Technique:
+    return technique_pb2.Technique(quantize=technique_pb2.Quantize(mode=mode))
+
+
+def _train_quantized(*, sparsity: bool = False, clusters: bool = False) -> technique_pb2.Technique:
+    params = technique_pb2.TrainQuantized(preserve_sparsity=sparsity, preserve_clusters=clusters)
+    return technique_pb2.Technique(train_quantized=params if sparsity or clusters else technique_pb2.TrainQuantized())
+
+
+_INT8 = _quantize(technique_pb2.Quantize.MODE_INT8)
 
 # Read them; take a copy with `named` to change one.
 RECIPES: Mapping[str, jobs_pb2.Recipe] = MappingProxyType(
@@ -32,10 +44,23 @@ RECIPES: Mapping[str, jobs_pb2.Recipe] = MappingProxyType(
         name: jobs_pb2.Recipe(name=name, techniques=techniques)
         for name, techniques in {
             BASELINE: [_CONVERT],
-            "dynamic": [_DYNAMIC],
+            "dynamic": [_quantize(technique_pb2.Quantize.MODE_DYNAMIC)],
             "int8": [_INT8],
+            "float16": [_quantize(technique_pb2.Quantize.MODE_FLOAT16)],
+            "int8-io": [_quantize(technique_pb2.Quantize.MODE_INT8_IO)],
+            "uint8-io": [_quantize(technique_pb2.Quantize.MODE_UINT8_IO)],
+            "int16x8": [_quantize(technique_pb2.Quantize.MODE_INT16X8)],
+            "int4": [_quantize(technique_pb2.Quantize.MODE_INT4)],
+            "qat": [_train_quantized()],
             "prune": [_PRUNE, _CONVERT],
             "prune-int8": [_PRUNE, _INT8],
+            "cluster": [_CLUSTER, _CONVERT],
+            "cluster-int8": [_CLUSTER, _INT8],
+            "prune-cluster": [_PRUNE, _CLUSTER, _CONVERT],
+            "prune-cluster-int8": [_PRUNE, _CLUSTER, _INT8],
+            "pqat": [_PRUNE, _train_quantized(sparsity=True)],
+            "cqat": [_CLUSTER, _train_quantized(clusters=True)],
+            "pcqat": [_PRUNE, _CLUSTER, _train_quantized(sparsity=True, clusters=True)],
         }.items()
     }
 )
@@ -86,7 +111,9 @@ def techniques_of(recipes: Iterable[jobs_pb2.Recipe]) -> frozenset[str]:
 def override(recipes: Sequence[jobs_pb2.Recipe], settings: Sequence[str]) -> list[jobs_pb2.Recipe]:
     """Gives copies of the recipes with `TECHNIQUE.FIELD=VALUE` settings applied wherever the technique occurs.
 
-    Nested fields are reached by dots: `prune.fine_tune.epochs=5`. Bounds are checked by the proto's rules, not here.
+    Nested fields are reached by dots: `prune.fine_tune.epochs=5`; lists of words are given with commas:
+    `prune.layers.exclude=conv_1,block_*`; lists of messages as `PATTERN:VALUE` pairs with commas:
+    `cluster.layer_clusters=dense*:32,conv:16`. Bounds are checked by the proto's rules, not here.
 
     Raises:
         SqueezeflowError: INVALID_PARAMETER for an unknown technique or field, a value of another type, or a technique
@@ -122,15 +149,36 @@ def _assign(message: Message, path: str, value: str, setting: str) -> None:
     name, _, rest = path.partition(".")
     field = _field(message.DESCRIPTOR, name, setting)
     if rest:
-        if field.message_type is None:
+        if field.message_type is None or field.is_repeated:
             raise SqueezeflowError("INVALID_PARAMETER", f"{setting!r}: {name} has no fields: leave out .{rest}")
         getattr(message, name).SetInParent()
         _assign(getattr(message, name), rest, value, setting)
+        return
+    if field.is_repeated:
+        del getattr(message, name)[:]
+        _fill(getattr(message, name), field, value, setting)
         return
     if field.message_type is not None:
         inner = ", ".join(f"{name}.{f.name}" for f in field.message_type.fields)
         raise SqueezeflowError("INVALID_PARAMETER", f"{setting!r}: {name} has fields of its own: set one of {inner}")
     setattr(message, name, _value(field, value, setting))
+
+
+def _fill(items: Any, field: FieldDescriptor, text: str, setting: str) -> None:
+    """Fills a list: of words, or of messages of two fields, a pattern and what holds for the layers it names."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if field.message_type is None:
+        items.extend(_value(field, word, setting) for word in words)
+        return
+    pattern, other = field.message_type.fields
+    for word in words:
+        name, colon, value = word.rpartition(":")
+        if not colon:
+            raise SqueezeflowError(
+                "INVALID_PARAMETER",
+                f"{setting!r}: {word!r} is not PATTERN:VALUE: write it like {field.name}=dense*:VALUE",
+            )
+        items.add(**{pattern.name: name, other.name: _value(other, value, setting)})
 
 
 def _field(descriptor: Any, name: str, setting: str) -> FieldDescriptor:

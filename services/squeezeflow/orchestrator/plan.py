@@ -16,11 +16,18 @@ from google.protobuf.message import Message
 from squeezeflow.core import recipes as shipped
 from squeezeflow.core.canonical import canonical_json, message_json, sha256_text
 from squeezeflow.core.errors import SqueezeflowError
-from squeezeflow.orchestrator.recipes import export_formats
+from squeezeflow.orchestrator.recipes import GIVES_TFLITE, TRAINED, export_formats, one_shot
 from squeezeflow.v1 import artifact_pb2, jobs_pb2, model_pb2, technique_pb2
 
 EVALUATE, BENCHMARK = "evaluate", "benchmark"
 _KERAS_KINDS = (artifact_pb2.ARTIFACT_KIND_KERAS, artifact_pb2.ARTIFACT_KIND_HDF5)
+# Modes that calibrate, by the words that recipes have for them.
+_CALIBRATED = {
+    technique_pb2.Quantize.MODE_INT8: "int8",
+    technique_pb2.Quantize.MODE_INT8_IO: "int8-io",
+    technique_pb2.Quantize.MODE_UINT8_IO: "uint8-io",
+    technique_pb2.Quantize.MODE_INT16X8: "int16x8",
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Node:
 
     Attributes:
         id: `TECHNIQUE-DIGEST`; equal for equal calls.
-        technique: `convert`, `export`, `quantize`, `prune`, `evaluate`, `benchmark`.
+        technique: as in `Technique`, or `evaluate`, `benchmark`.
         params: the technique's message as JSON, defaults filled in.
         parent: node whose artifact it takes; empty: the job's model.
         baseline: evaluate, benchmark: the node that gives the float32 file to compare with; empty: none.
@@ -146,7 +153,7 @@ class _Planner:
         self._exports = export_formats(spec)
         self._source = message_json(jobs_pb2.JobSpec(model=spec.model, data=spec.data))
         self._unsupported = _unsupported(description)
-        self._format = description.format
+        self._saved_model = description.artifact.kind == artifact_pb2.ARTIFACT_KIND_SAVED_MODEL
         self._facts = facts
         self._nodes: dict[str, Node] = {}
 
@@ -183,7 +190,9 @@ class _Planner:
 
     def _export_nodes(self, chain: Sequence[str]) -> dict[str, str]:
         """Exports the last stage that is still a Keras model or a SavedModel: the source of the final file."""
-        source = self._nodes[chain[-1]].parent
+        source = chain[-1]
+        while source and self._nodes[source].technique in GIVES_TFLITE:
+            source = self._nodes[source].parent
         return {name: self._add("export", export, source) for name, export in self._exports.items()}
 
     def _evaluation(self, final: str, baseline: str) -> list[str]:
@@ -227,17 +236,19 @@ class _Planner:
         return node.id
 
     def _refusal(self, technique: str, params: Message) -> Refusal | None:
-        if technique in self._unsupported:
+        at_once = one_shot(params)
+        if technique in self._unsupported and not (at_once and self._saved_model):
             why_not = self._unsupported[technique]
             return Refusal("UNSUPPORTED_INPUT", f"{technique} does not take this model: {why_not}")
-        if technique == "prune" and not self._facts.train:
-            return Refusal(
-                "DATA_MISSING", "prune fits the model and needs x_train and y_train: add them, or leave the recipe out"
-            )
-        integer = isinstance(params, technique_pb2.Quantize) and params.mode == technique_pb2.Quantize.MODE_INT8
-        if integer and not self._facts.calibration:
+        if technique in TRAINED and not at_once and not self._facts.train:
             return Refusal(
                 "DATA_MISSING",
-                "int8 calibrates with x_calibration or x_train: add one of them, or choose the recipe dynamic",
+                f"{technique} fits the model and needs x_train and y_train: add them, or leave the recipe out",
+            )
+        calibrated = _CALIBRATED.get(params.mode, "") if isinstance(params, technique_pb2.Quantize) else ""
+        if calibrated and not self._facts.calibration:
+            return Refusal(
+                "DATA_MISSING",
+                f"{calibrated} calibrates with x_calibration or x_train: add one of them, or choose the recipe dynamic",
             )
         return None

@@ -5,14 +5,17 @@ Recipes as such (the shipped ones, files, `--set`) are in `core.recipes`; here s
 
 from __future__ import annotations
 
+from google.protobuf.message import Message
+
 from squeezeflow.core import recipes as shipped
 from squeezeflow.core.canonical import fill_defaults
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.v1 import jobs_pb2, technique_pb2
 
 KERAS, SAVED_MODEL, TFLITE = "Keras", "SavedModel", "TFLite"
-_GIVES_TFLITE = frozenset({"convert", "quantize"})
-_TAKES_KERAS = frozenset({"prune"})
+# Techniques that train layers, unless they are asked to do their work at once.
+TRAINED = frozenset({"prune", "cluster", "train_quantized"})
+GIVES_TFLITE = frozenset({"convert", "quantize", "train_quantized"})
 
 
 def resolve(spec: jobs_pb2.JobSpec) -> list[jobs_pb2.Recipe]:
@@ -39,7 +42,7 @@ def check_chain(recipe: jobs_pb2.Recipe, index: int = 0) -> None:
         raise _refused(index, f"the name {shipped.BASELINE} is kept for the baseline, a single convert: choose another")
     form = ""
     for place, (technique, name) in enumerate(zip(recipe.techniques, names, strict=True)):
-        if form == TFLITE:
+        if form == TFLITE and not takes_tflite(technique):
             raise _refused(
                 index,
                 f"recipe {recipe.name}: {name} cannot follow {names[place - 1]}, which gives TFLite: put {name} before "
@@ -50,8 +53,23 @@ def check_chain(recipe: jobs_pb2.Recipe, index: int = 0) -> None:
             raise _refused(index, f"recipe {recipe.name}: {message}")
         form = _gives(technique, form)
     if form != TFLITE:
-        message = f"ends with {names[-1]}, which gives no TFLite file: end it with convert or quantize"
+        message = f"ends with {names[-1]}, which gives no TFLite file: end it with convert, quantize or train_quantized"
         raise _refused(index, f"recipe {recipe.name} {message}")
+
+
+def one_shot(params: Message) -> bool:
+    """Whether a technique works at once: without data, without layers, on SavedModels too."""
+    return "one_shot" in params.DESCRIPTOR.fields_by_name and bool(getattr(params, "one_shot", False))
+
+
+def takes_tflite(technique: technique_pb2.Technique) -> bool:
+    """Whether a technique works on a float TFLite file: quantization by ai-edge-quantizer."""
+    quantize = technique.quantize
+    return technique.WhichOneof("technique") == "quantize" and (
+        quantize.backend == technique_pb2.Quantize.BACKEND_AI_EDGE
+        or quantize.mode == technique_pb2.Quantize.MODE_INT4
+        or bool(quantize.block_size or quantize.weight_only or quantize.layer_precisions)
+    )
 
 
 def technique_names(recipe: jobs_pb2.Recipe) -> list[str]:
@@ -72,16 +90,18 @@ def export_name(export: technique_pb2.Export) -> str:
 
 def _needs_keras(technique: technique_pb2.Technique) -> bool:
     name = technique.WhichOneof("technique")
-    return name in _TAKES_KERAS or (name == "export" and export_name(technique.export) == "keras")
+    if name in TRAINED:
+        return not one_shot(getattr(technique, name))
+    return name == "export" and export_name(technique.export) == "keras"
 
 
 def _gives(technique: technique_pb2.Technique, form: str) -> str:
     name = technique.WhichOneof("technique")
-    if name in _GIVES_TFLITE:
+    if name in GIVES_TFLITE:
         return TFLITE
     if name == "export":
         return KERAS if export_name(technique.export) == "keras" else SAVED_MODEL
-    return KERAS if name in _TAKES_KERAS else form
+    return form if one_shot(getattr(technique, name)) else KERAS
 
 
 def _filled(recipe: jobs_pb2.Recipe, fine_tune: technique_pb2.FineTune) -> jobs_pb2.Recipe:

@@ -179,6 +179,8 @@ def _fill_result(step: jobs_pb2.CandidateStep, result: step_pb2.StepResult) -> N
     step.layers.extend(result.layers)
     if result.HasField("artifact"):
         step.artifact = result.artifact.digest
+    if result.HasField("logs"):
+        step.logs = result.logs.digest
     if result.HasField("sizes"):
         step.sizes.CopyFrom(result.sizes)
 

@@ -22,7 +22,7 @@ def test_every_shipped_recipe_keeps_the_rules_of_its_proto(name):
     recipe = recipes.named(name)
     check_message(recipe)
     assert recipe.name == name
-    assert recipe.techniques[-1].WhichOneof("technique") in ("convert", "quantize")
+    assert recipe.techniques[-1].WhichOneof("technique") in ("convert", "quantize", "train_quantized")
 
 
 def test_a_named_recipe_is_a_copy_that_may_be_changed():
@@ -77,7 +77,10 @@ def test_a_truth_value_is_read_from_words(text, value):
         ("quantize.mode=UNSPECIFIED", "DYNAMIC, INT8"),
         ("prune.fine_tune=3", "fine_tune.epochs"),
         ("prune.sparsity.deep=3", "no fields"),
-        ("convert.speed=3", "no fields"),
+        ("convert.speed=3", "sparse_encoding"),
+        ("prune.layer_sparsities=dense", "PATTERN:VALUE"),
+        ("prune.layer_sparsities=dense:most", "a number"),
+        ("prune.layers.include.deep=3", "no fields"),
         ("export.format=KERAS", "no recipe of this job has export"),
         ("prune.sparsity", "TECHNIQUE.FIELD=VALUE"),
         ("sparsity=0.5", "TECHNIQUE.FIELD=VALUE"),
@@ -86,6 +89,18 @@ def test_a_truth_value_is_read_from_words(text, value):
 def test_a_setting_that_cannot_be_applied_says_what_to_write(setting, told):
     wanted = [recipes.named("prune"), recipes.named("int8")]
     assert told in refused(recipes.override, wanted, [setting]).message
+
+
+def test_a_list_is_given_with_commas_and_pairs_with_colons():
+    settings = ["prune.layers.exclude=conv_1, head*", "prune.layer_sparsities=block_*/conv:0.5,dense:0.9"]
+    (recipe,) = recipes.override([recipes.named("prune")], [*settings, "prune.m_by_n.n=8"])
+    prune = recipe.techniques[0].prune
+    assert list(prune.layers.exclude) == ["conv_1", "head*"]
+    assert [(rule.pattern, rule.sparsity) for rule in prune.layer_sparsities] == [("block_*/conv", 0.5), ("dense", 0.9)]
+    assert (prune.m_by_n.m, prune.m_by_n.n) == (2, 8)
+    (mixed,) = recipes.override([recipes.named("int4")], ["quantize.layer_precisions=conv*:INT8"])
+    (rule,) = mixed.techniques[0].quantize.layer_precisions
+    assert (rule.pattern, rule.precision) == ("conv*", technique_pb2.Quantize.PRECISION_INT8)
 
 
 def test_a_recipe_file_is_the_json_of_a_recipe(tmp_path):

@@ -38,8 +38,16 @@ def prune(**params: object) -> technique_pb2.Technique:
     return technique_pb2.Technique(prune=technique_pb2.Prune(**params))
 
 
-def quantize(mode: str = "MODE_DYNAMIC") -> technique_pb2.Technique:
-    return technique_pb2.Technique(quantize=technique_pb2.Quantize(mode=mode))
+def cluster(**params: object) -> technique_pb2.Technique:
+    return technique_pb2.Technique(cluster=technique_pb2.Cluster(**params))
+
+
+def train_quantized(**params: object) -> technique_pb2.Technique:
+    return technique_pb2.Technique(train_quantized=technique_pb2.TrainQuantized(**params))
+
+
+def quantize(mode: str = "MODE_DYNAMIC", **params: object) -> technique_pb2.Technique:
+    return technique_pb2.Technique(quantize=technique_pb2.Quantize(mode=mode, **params))
 
 
 def export(form: str = "FORMAT_SAVED_MODEL") -> technique_pb2.Technique:

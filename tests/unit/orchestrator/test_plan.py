@@ -10,6 +10,7 @@ from tests.unit.orchestrator.builders import (
     ALL_DATA,
     ALL_RECIPES,
     candidate_names,
+    cluster,
     convert,
     export,
     nodes_of,
@@ -18,11 +19,12 @@ from tests.unit.orchestrator.builders import (
     quantize,
     recipe,
     spec_of,
+    train_quantized,
 )
 
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.orchestrator.plan import BENCHMARK, EVALUATE, DataFacts, Plan
-from squeezeflow.v1 import artifact_pb2, jobs_pb2
+from squeezeflow.v1 import artifact_pb2, jobs_pb2, technique_pb2
 
 NO_TEST = DataFacts(train=True, calibration=True)
 
@@ -181,3 +183,37 @@ def test_a_saved_model_is_not_exported_as_keras() -> None:
     with pytest.raises(SqueezeflowError, match="SavedModel") as caught:
         plan_of(spec, ALL_DATA, kind=artifact_pb2.ARTIFACT_KIND_SAVED_MODEL)
     assert caught.value.reason == "UNSUPPORTED_INPUT"
+
+
+def refused_nodes(plan: Plan, technique: str) -> list[str | None]:
+    """Gives for every node of a technique why it cannot be called."""
+    return [node.refusal.reason if node.refusal else None for node in plan.nodes if node.technique == technique]
+
+
+@pytest.mark.parametrize("technique", [prune(), cluster(), train_quantized()])
+def test_what_trains_needs_train_arrays(technique: technique_pb2.Technique) -> None:
+    last = [] if technique.HasField("train_quantized") else [convert()]
+    plan = plan_of(spec_of(recipe("mine", technique, *last)), DataFacts(calibration=True))
+    assert refused_nodes(plan, technique.WhichOneof("technique") or "") == ["DATA_MISSING"]
+
+
+@pytest.mark.parametrize("mode", ["MODE_INT8", "MODE_INT8_IO", "MODE_UINT8_IO", "MODE_INT16X8"])
+def test_integer_modes_need_something_to_calibrate_with(mode: str) -> None:
+    plan = plan_of(spec_of(recipe("mine", quantize(mode))), DataFacts())
+    assert refused_nodes(plan, "quantize") == ["DATA_MISSING"]
+
+
+@pytest.mark.parametrize("technique", [prune(one_shot=True), cluster(one_shot=True)])
+def test_what_works_at_once_needs_no_data_and_takes_a_saved_model(technique: technique_pb2.Technique) -> None:
+    name = technique.WhichOneof("technique") or ""
+    spec = spec_of(recipe("mine", technique, convert()))
+    kind = artifact_pb2.ARTIFACT_KIND_SAVED_MODEL
+    plan = plan_of(spec, DataFacts(), kind=kind, unsupported={name: "no layers"})
+    assert refused_nodes(plan, name) == [None]
+
+
+def test_an_export_takes_the_last_stage_that_is_not_tflite() -> None:
+    recipes = [recipe("four", prune(), convert(), quantize("MODE_INT4")), recipe("trained", prune(), train_quantized())]
+    plan = plan_of(spec_of(*recipes, exports=[{}]), ALL_DATA)
+    (pruned,) = nodes_of(plan, "prune")
+    assert {node.parent for node in plan.nodes if node.technique == "export"} == {"", pruned}

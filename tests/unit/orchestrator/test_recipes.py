@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.orchestrator.builders import convert, export, prune, quantize, recipe, spec_of
+from tests.unit.orchestrator.builders import cluster, convert, export, prune, quantize, recipe, spec_of, train_quantized
 
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.orchestrator.recipes import check_chain, export_formats, merge_fine_tune, resolve
@@ -37,6 +37,10 @@ def test_two_recipes_of_one_name_are_refused_with_the_field() -> None:
         ([export(), prune(), convert()], ["prune", "SavedModel"]),
         ([export(), export("FORMAT_KERAS"), convert()], ["export", "SavedModel"]),
         ([convert(), export()], ["export", "convert"]),
+        ([export(), cluster(), convert()], ["cluster", "SavedModel"]),
+        ([export(), train_quantized()], ["train_quantized", "SavedModel"]),
+        ([train_quantized(), quantize()], ["quantize", "train_quantized"]),
+        ([cluster()], ["cluster", "no TFLite"]),
     ],
 )
 def test_a_chain_that_does_not_fit_is_refused_naming_recipe_and_technique(
@@ -54,6 +58,10 @@ def test_a_chain_that_does_not_fit_is_refused_naming_recipe_and_technique(
         [prune(), prune(), convert()],
         [export("FORMAT_KERAS"), prune(), convert()],
         [prune(), export(), convert()],
+        [prune(), cluster(), train_quantized()],
+        [export(), prune(one_shot=True), cluster(one_shot=True), quantize()],
+        [convert(), quantize("MODE_INT4")],
+        [convert(), quantize(backend="BACKEND_AI_EDGE")],
     ],
 )
 def test_a_chain_that_fits_is_taken(techniques: list[technique_pb2.Technique]) -> None:
