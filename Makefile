@@ -12,7 +12,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-17s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: .venv/.installed services/squeezeflow/.stubs ## .venv with everything; .venv/bin/squeezeflow is the command line
@@ -68,6 +68,10 @@ demo: setup ## train, compress, measure and serve a real model on this machine; 
 .PHONY: bench
 bench: setup ## performance as ratios in one run
 	$(BIN)/python tests/bench/run.py
+
+.PHONY: bench-techniques
+bench-techniques: setup ## every technique and recipe over three seeds on real data; README=1 puts the tables into the README
+	$(BIN)/python tests/bench/techniques/run.py $(if $(README),--readme)
 
 .PHONY: wheel
 wheel: setup ## the wheel that the images install
