@@ -29,6 +29,21 @@ class ArtifactPath:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """Where a fit keeps its state, so that it can go on where a killed one stopped; passed on to `finetune.fit`.
+
+    Attributes:
+        path: the one file. When it exists as the step begins, it is the state of an earlier run of the same action.
+        seconds: least time between two writes of it; 0: as often as there is something to keep.
+        saved: to be called when the file was replaced, as a whole, by a newer state.
+    """
+
+    path: Path
+    seconds: float = 0.0
+    saved: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
 class StepInputs:
     """What a technique reads.
 
@@ -38,6 +53,7 @@ class StepInputs:
         signature: of a SavedModel; empty for the default.
         scale, offset: the affine of the request; empty tuples where it was not given.
         threads: how many threads this step may use.
+        checkpoint: where a technique that trains keeps its state; None: nowhere.
     """
 
     artifacts: Mapping[str, ArtifactPath]
@@ -46,6 +62,7 @@ class StepInputs:
     scale: tuple[float, ...] = ()
     offset: tuple[float, ...] = ()
     threads: int = 1
+    checkpoint: Checkpoint | None = None
 
     @property
     def model(self) -> ArtifactPath:
@@ -103,6 +120,7 @@ def encode_request(entry: str, params: Message, inputs: StepInputs) -> dict[str,
         "scale": inputs.scale,
         "offset": inputs.offset,
         "threads": inputs.threads,
+        "checkpoint": [str(inputs.checkpoint.path), inputs.checkpoint.seconds] if inputs.checkpoint else None,
     }
 
 

@@ -19,7 +19,7 @@ import tf_keras
 from squeezeflow.core.datasets import BoundData
 from squeezeflow.core.datasets.targets import VALUES
 from squeezeflow.core.errors import SqueezeflowError
-from squeezeflow.core.step import Report
+from squeezeflow.core.step import Checkpoint, Report
 from squeezeflow.modelkit import batches, layers
 from squeezeflow.modelkit.fit_progress import FitProgress
 from squeezeflow.modelkit.losses import LabelledOutput, OutputLoss, choose, op_activation
@@ -123,6 +123,8 @@ def fit(
     *,
     callbacks: Sequence[tf_keras.callbacks.Callback] = (),
     span: tuple[float, float] = (0.0, 1.0),
+    checkpoint: Checkpoint | None = None,
+    stoppable_after_step: int = 0,
 ) -> list[str]:
     """Compiles and fits a model, and gives notes about how it went.
 
@@ -130,6 +132,9 @@ def fit(
         model: the source's model, or one with the same inputs and outputs that a technique made of it.
         callbacks: the technique's own, called before the report.
         span: the part of the step's fraction that the fit covers.
+        checkpoint: where the state of the fit is kept, and read where an earlier run of the same action left one.
+        stoppable_after_step: early stopping counts only epochs that begin after this training step; before it the
+            technique is not done yet with the model (a sparsity that still grows).
 
     Errors: NON_FINITE_OUTPUT naming the epoch, as soon as the loss is not finite.
     """
