@@ -95,6 +95,7 @@ def main(folder: Path) -> None:
     recurrent(maker)
     batches(maker)
     single_operators(maker)
+    clustered(maker)
 
 
 def networks(maker: Maker) -> None:
@@ -185,6 +186,36 @@ def single_operators(maker: Maker) -> None:
     words = tf.function(lambda x: {"y": tf.identity(x)}, input_signature=[tf.TensorSpec([None], tf.string, "x")])
     converter = tf.lite.TFLiteConverter.from_concrete_functions([words.get_concrete_function()], tf.Module())
     (maker.folder / "string.tflite").write_bytes(converter.convert())
+
+
+def clustered(maker: Maker) -> None:
+    """A network whose kernels share 8 values (`clusters.npz`), the first of them by channel; BatchNormalization scales
+    every channel differently."""
+    layers = maker.keras.layers
+    image = layers.Input((12, 12, 3), name="image")
+    x = layers.Conv2D(16, 3, use_bias=False, name="by_channel")(image)
+    x = layers.ReLU()(layers.BatchNormalization(name="norm")(x))
+    x = layers.Conv2DTranspose(8, 3, activation="relu", name="up")(layers.Conv2D(32, 3, name="whole")(x))
+    x = layers.Dense(32, activation="relu", name="hidden")(layers.Flatten()(x))
+    model = maker.keras.Model(image, layers.Dense(5, name="scores")(x))
+    norm = model.get_layer("norm")
+    norm.set_weights([maker.random.normal(1, 0.5, weight.shape) ** 2 + 0.1 for weight in norm.get_weights()])
+    kernels = {}
+    for name in ("by_channel", "up", "whole", "hidden"):
+        kernel, *rest = model.get_layer(name).get_weights()
+        parts = np.moveaxis(kernel, -1, 0) if name == "by_channel" else kernel[None]
+        shared = np.stack([shared_values(part, 8) for part in parts])
+        kernels[name] = np.moveaxis(shared, 0, -1) if name == "by_channel" else shared[0]
+        model.get_layer(name).set_weights([kernels[name], *rest])
+    np.savez(maker.folder / "clusters.npz", **kernels)
+    for mode in ("float32", "float16", "dynamic", "int8"):
+        maker.model(f"clustered_{mode}", model, mode)
+
+
+def shared_values(values: np.ndarray, count: int) -> np.ndarray:
+    """Gives every value as the nearest of `count` quantiles."""
+    centres = np.quantile(values, (np.arange(count) + 0.5) / count).astype(values.dtype)
+    return centres[np.abs(values[..., None] - centres).argmin(axis=-1)]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """What is proved of every produced file, re-read from its bytes. Each check gives an `Invariant` with its numbers.
 
 outputs    finite, alive, close: what the file computes, against its source on the same samples
+clusters   distinct values of clustered tensors, found again in the final file
+matching   which constants of a file are a model's kernels
 sparsity   zeros of pruned tensors, found again in the final file
 integers   which operators and weights really are integers
 verdict    refusal of a result whose invariants do not hold
@@ -8,6 +10,7 @@ verdict    refusal of a result whose invariants do not hold
 The meanings were measured: looser ones mean nothing, tighter ones fail correct models.
 """
 
+from squeezeflow.core.invariants.clusters import ClusterTarget, cluster_targets, clusters, distinct
 from squeezeflow.core.invariants.integers import DYNAMIC_MINIMUM, dynamic_range, float_operators, integer
 from squeezeflow.core.invariants.outputs import alive, close, finite
 from squeezeflow.core.invariants.sparsity import SparsityTarget, needed_zeros, sparsity, sparsity_targets
@@ -15,9 +18,13 @@ from squeezeflow.core.invariants.verdict import require
 
 __all__ = [
     "DYNAMIC_MINIMUM",
+    "ClusterTarget",
     "SparsityTarget",
     "alive",
     "close",
+    "cluster_targets",
+    "clusters",
+    "distinct",
     "dynamic_range",
     "finite",
     "float_operators",

@@ -1,0 +1,82 @@
+"""Kernels of a Keras model, found again among the constants of a TFLite file.
+
+A kernel changes on its way: axes move, BatchNormalization scales its channels, quantization rounds it. What stays is
+its size. Among constants of that size the one is taken that scores best, by name where scores are equal; fused LSTMs
+hold a kernel as four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from squeezeflow.core.tflite import Tensor, TfliteFile
+
+Array = npt.NDArray[Any]
+# Says how well a constant fits; made for one kernel.
+Fit = Callable[[Tensor], float]
+
+LSTM_GATES = 4
+
+
+def find_kernels(
+    file: TfliteFile, kernels: Sequence[tuple[str, Array]], fit_of: Callable[[Array], Fit]
+) -> dict[str, list[Tensor]]:
+    """Gives the constants that hold each kernel: one, or an LSTM's four; kernels that the file lacks are absent.
+
+    Args:
+        kernels: (layer, values in Keras' layout).
+        fit_of: gives, for a kernel or the quarter of one, what scores a constant of the same size.
+    """
+    constants = [tensor for graph in file.subgraphs for tensor in graph.tensors if tensor.constant and tensor.size > 1]
+    found: dict[str, list[Tensor]] = {}
+    taken: set[int] = set()
+    for layer, values in kernels:
+        whole = _best(layer, values, constants, taken, fit_of)
+        parts = [whole] if whole is not None else _gates(layer, values, constants, taken, fit_of)
+        if parts:
+            found[layer] = parts
+    return found
+
+
+def layouts(kernel: Array) -> Iterator[Array]:
+    """Yields a Keras kernel flat, in every order that TFLite may keep it in."""
+    yield kernel.reshape(-1)  # depthwise, embedding, batch matmul, 3-D convolution
+    yield np.moveaxis(kernel, -1, 0).reshape(-1)  # convolution and dense: output channels first
+    if kernel.ndim > 2:
+        yield kernel.reshape(kernel.shape[0], -1).T.reshape(-1)  # attention: heads folded into the output
+        yield kernel.reshape(-1, kernel.shape[-1]).T.reshape(-1)  # attention: heads folded into the input
+        yield np.moveaxis(kernel, -2, 0).reshape(-1)  # transposed convolution: its outputs come before its inputs
+
+
+def _gates(
+    layer: str, values: Array, constants: Sequence[Tensor], taken: set[int], fit_of: Callable[[Array], Fit]
+) -> list[Tensor]:
+    """Gives the four tensors that hold an LSTM kernel, or none."""
+    if values.ndim != 2 or values.shape[1] % LSTM_GATES:
+        return []
+    quarters = np.split(values, LSTM_GATES, axis=1)
+    found = [_best(layer, quarter, constants, taken, fit_of) for quarter in quarters]
+    return [tensor for tensor in found if tensor is not None] if None not in found else []
+
+
+def _best(
+    layer: str, values: Array, constants: Sequence[Tensor], taken: set[int], fit_of: Callable[[Array], Fit]
+) -> Tensor | None:
+    """Gives the constant that most likely is a kernel, and marks it as taken."""
+    same_size = [tensor for tensor in constants if tensor.size == values.size]
+    # Equal kernels may share one constant: a second layer then finds nothing that is free.
+    free = [tensor for tensor in same_size if id(tensor) not in taken] or same_size
+    if not free:
+        return None
+    fit = fit_of(values)
+    best = max(free, key=lambda tensor: (fit(tensor), _named(tensor, layer)))
+    taken.add(id(best))
+    return best
+
+
+def _named(tensor: Tensor, layer: str) -> bool:
+    return layer in tensor.name.replace(";", "/").split("/")
