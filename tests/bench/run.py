@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.bench import cold, memory, steps, store, transfer
+from tests.bench import cold, memory, six_recipes, steps, store, training, transfer
 
 PARTS: dict[str, Callable[[], Any]] = {
     "steps": steps.measure,
@@ -19,6 +19,8 @@ PARTS: dict[str, Callable[[], Any]] = {
     "store": store.measure,
     "transfer": transfer.measure,
     "memory": memory.measure,
+    "training": training.measure,
+    "six recipes": six_recipes.measure,
 }
 
 
