@@ -177,6 +177,11 @@ class SavedModelSource:
         self.signature_inputs: Mapping[str, str] = {tensor.name: tensor.name for tensor in contract.inputs}
         self.signature_outputs: Mapping[str, str] = {tensor.name: tensor.name for tensor in contract.outputs}
 
+    @property
+    def folder(self) -> Path:
+        """The folder that it was loaded from."""
+        return self._folder
+
     def predict(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Gives the outputs by contract name for a batch of samples by contract name."""
         tensors = self.contract.inputs
