@@ -7,7 +7,7 @@ import time
 from squeezeflow.core import invariants
 from squeezeflow.core.step import ArtifactPath, Report, StepInputs, StepOutputs
 from squeezeflow.core.tflite import TfliteFile
-from squeezeflow.modelkit import conversion, data, proof, pruned, threads
+from squeezeflow.modelkit import clustered, conversion, data, proof, pruned, threads
 from squeezeflow.modelkit.source import open_source
 from squeezeflow.v1 import artifact_pb2, technique_pb2
 
@@ -30,7 +30,8 @@ def run(params: technique_pb2.Convert, inputs: StepInputs, report: Report) -> St
     converted = time.perf_counter()
     report(0.8, "proving")
     proved = proof.prove(source, target, bound=bound, mode="float32", threads=inputs.threads)
-    kept = invariants.require(pruned.sparsity_kept(source, TfliteFile.read(target)))
+    file = TfliteFile.read(target)
+    kept = invariants.require([*pruned.sparsity_kept(source, file), *clustered.clusters_kept(source, file)])
     return StepOutputs(
         artifact=ArtifactPath(artifact_pb2.ARTIFACT_KIND_TFLITE, target),
         contract=proved.contract,

@@ -20,5 +20,6 @@ def mounts(worker: Worker) -> list[Mount]:
 
 
 if __name__ == "__main__":
-    engine = tensorflow_engine("squeezeflow.pruner.prune", packages=("tensorflow-model-optimization",))
+    techniques = ("squeezeflow.pruner.prune", "squeezeflow.pruner.cluster")
+    engine = tensorflow_engine(*techniques, packages=("tensorflow-model-optimization",))
     sys.exit(run_worker(lambda: load("pruner", os.environ), engine, mounts))

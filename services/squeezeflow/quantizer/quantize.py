@@ -14,7 +14,7 @@ from squeezeflow.core.datasets import BoundData
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.core.step import ArtifactPath, Report, StepInputs, StepOutputs
 from squeezeflow.core.tflite import TfliteFile
-from squeezeflow.modelkit import conversion, data, proof, pruned, threads
+from squeezeflow.modelkit import clustered, conversion, data, proof, pruned, threads
 from squeezeflow.modelkit.source import Source, open_source
 from squeezeflow.v1 import artifact_pb2, step_pb2, technique_pb2
 
@@ -57,7 +57,7 @@ def run(params: technique_pb2.Quantize, inputs: StepInputs, report: Report) -> S
     )
     file = TfliteFile.read(target)
     integers, notes = check_integers(file, mode)
-    kept = invariants.require([integers, *pruned.sparsity_kept(source, file)])
+    kept = invariants.require([integers, *pruned.sparsity_kept(source, file), *clustered.clusters_kept(source, file)])
     return StepOutputs(
         artifact=ArtifactPath(artifact_pb2.ARTIFACT_KIND_TFLITE, target),
         contract=proved.contract,
