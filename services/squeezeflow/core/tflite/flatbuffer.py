@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from squeezeflow.core.tflite.layout import FLEX_PREFIX, Operator, Signature, Subgraph, Tensor
-from squeezeflow.core.tflite.values import ELEMENT_BITS
+from squeezeflow.core.tflite.values import ELEMENT_BITS, FLOATS, constant_values
 
 IDENTIFIER = b"TFL3"
 MAX_RANK = 16
@@ -113,7 +113,8 @@ class _Reader:
 
     def _subgraph(self, graph: Any, buffers: list[memoryview | None], names: list[tuple[str, bool]]) -> Subgraph:
         tables = self._tables(graph.TensorsLength(), graph.Tensors)
-        tensors = tuple(self._tensor(index, table, buffers) for index, table in enumerate(tables))
+        plain = [self._tensor(index, table, buffers) for index, table in enumerate(tables)]
+        tensors = tuple(self._with_blocks(tensor, table, plain) for tensor, table in zip(plain, tables, strict=True))
         steps = self._tables(graph.OperatorsLength(), graph.Operators)
         operators = tuple(self._operator(index, step, names, len(tensors)) for index, step in enumerate(steps))
         inputs = self._numbers(graph.InputsLength(), graph.InputsAsNumpy)
@@ -187,6 +188,28 @@ class _Reader:
         if shape[dimension] != len(scales):
             raise MalformedError(f"tensor {index} has {len(scales)} scales along an axis of {shape[dimension]}")
         return scales, zero_points, dimension
+
+    def _with_blocks(self, tensor: Tensor, table: Any, tensors: list[Tensor]) -> Tensor:
+        """Gives the tensor with the scales of its blocks, which are the values of another tensor."""
+        quantization = table.Quantization()
+        if quantization is None or quantization.DetailsType() != self.schema.QuantizationDetails.BlockwiseQuantization:
+            return tensor
+        found = quantization.Details()
+        details = self.schema.BlockwiseQuantization()
+        details.Init(found.Bytes, found.Pos)
+        size, length = details.BlockSize(), tensor.stored_shape[-1] if tensor.stored_shape else 0
+        if size <= 0 or length % size:
+            raise MalformedError(f"tensor {tensor.index} has blocks of {size} along an axis of {length}")
+        if details.ZeroPoints() > 0:
+            raise MalformedError(f"tensor {tensor.index} has zero points by block")
+        holder = tensors[self._index(details.Scales(), len(tensors), f"tensor {tensor.index}: scales")]
+        values = constant_values(holder) if holder.dtype in FLOATS else None
+        if values is None or values.size * size != tensor.size:
+            raise MalformedError(f"tensor {tensor.index} does not have one scale a block of {size}")
+        scales = self._numbers(values.size, lambda: values.reshape(-1))
+        if not all(math.isfinite(scale) for scale in scales):
+            raise MalformedError(f"tensor {tensor.index} has a scale that is not finite")
+        return replace(tensor, scales=scales, zero_points=(0,) * len(scales), quantized_dimension=-1, block_size=size)
 
     def _signature(self, definition: Any, subgraphs: tuple[Subgraph, ...]) -> Signature:
         number = self._index(definition.SubgraphIndex(), len(subgraphs), "graph")

@@ -16,8 +16,10 @@ class Tensor:
         dtype: numpy name, or `int4`, `int2`, `uint4`, `bfloat16`, `float8_…`, `string`, `resource`, `variant`.
         shape: with -1 for free axes.
         stored_shape: the shape that the file's values fill; free axes are 1 there.
-        scales, zero_points: equally many: none, one, or one a slice along `quantized_dimension`.
-        quantized_dimension: -1 where there are fewer than two scales.
+        scales, zero_points: equally many: none, one, one a slice along `quantized_dimension`, or one a block.
+        quantized_dimension: -1 where there are fewer than two scales, or one a block.
+        block_size: how many elements along the last axis share a scale, blocks in the order of the values; 0 where the
+            tensor is not quantized block-wise.
         buffer: the bytes of a constant; None where the tensor is computed.
         variable: it keeps its value between invocations.
         sparse: the buffer holds only the blocks that are not zero.
@@ -34,6 +36,7 @@ class Tensor:
     buffer: memoryview | None = field(default=None, repr=False)
     variable: bool = False
     sparse: bool = False
+    block_size: int = 0
 
     @property
     def constant(self) -> bool:

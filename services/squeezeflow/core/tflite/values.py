@@ -62,6 +62,32 @@ def stored_values(tensor: Tensor) -> Array | None:
     return np.frombuffer(tensor.buffer, np.dtype(RAW_BITS.get(tensor.dtype, tensor.dtype)).newbyteorder("<"))
 
 
+def real_values(tensor: Tensor) -> Array | None:
+    """Gives what the values of a constant stand for, as float64 in its shape; None as `constant_values`."""
+    values = constant_values(tensor)
+    if values is None or not tensor.scales:
+        return None if values is None else values.astype(np.float64)
+    zero_points = _spread(tensor, tensor.zero_points)
+    real: Array = (values.astype(np.float64) - zero_points) * scale_values(tensor)
+    return real
+
+
+def scale_values(tensor: Tensor) -> Array:
+    """Gives the scales of a quantized tensor, spread so that they multiply its values: each has its own."""
+    return _spread(tensor, tensor.scales)
+
+
+def _spread(tensor: Tensor, numbers: tuple[float, ...]) -> Array:
+    spread = np.asarray(numbers, np.float64)
+    if tensor.block_size:
+        return np.repeat(spread, tensor.block_size).reshape(tensor.stored_shape)
+    if tensor.quantized_dimension >= 0:
+        shape = [1] * len(tensor.stored_shape)
+        shape[tensor.quantized_dimension] = len(numbers)
+        return spread.reshape(shape)
+    return spread.reshape(())
+
+
 def _unpacked(buffer: memoryview, bits: int, *, signed: bool) -> Array:
     packed = np.frombuffer(buffer, np.uint8)
     parts = [(packed >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
