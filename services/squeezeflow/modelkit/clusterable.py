@@ -1,4 +1,4 @@
-"""Which layers weight clustering takes, and why not: the kernels by class, from TFMOT's registry and what was measured."""
+"""Which layers weight clustering takes, and why not: kernels by class, from TFMOT's registry and what was measured."""
 
 from __future__ import annotations
 

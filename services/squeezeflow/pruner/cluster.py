@@ -27,6 +27,8 @@ from squeezeflow.v1 import artifact_pb2, technique_pb2
 def run(params: technique_pb2.Cluster, inputs: StepInputs, report: Report) -> StepOutputs:
     """Clusters a model and writes it, without wrappers, into the step's folder: `model.keras`.
 
+    With `one_shot` a SavedModel stays one, and needs no data.
+
     Errors: INVALID_PARAMETER (a pattern that names no layer, a loss that cannot be inferred or does not fit),
     UNSUPPORTED_INPUT (not a Keras model), UNSUPPORTED_LAYER (nothing to cluster), DATA_MISSING (no train samples),
     DATA_MISMATCH, NON_FINITE_OUTPUT, OUTPUT_MISMATCH, INVARIANT_BROKEN, and those of opening a model.
@@ -35,6 +37,8 @@ def run(params: technique_pb2.Cluster, inputs: StepInputs, report: Report) -> St
     began = time.perf_counter()
     report(0.0, "loading")
     opened = open_source(inputs.model, inputs.signature)
+    if params.one_shot and opened.model is None:
+        return cluster_once.cluster_saved_model(params, inputs, opened, report)
     if params.one_shot:
         return cluster_once.cluster_keras(params, inputs, opened, report)
     bound = data.bind(inputs, opened.contract)
@@ -47,7 +51,9 @@ def run(params: technique_pb2.Cluster, inputs: StepInputs, report: Report) -> St
 
     finetune.seed_everything(training)
     model = Wrapped(source.keras, plans, params, training.seed)
-    fitted = finetune.fit(model.wrapped, training, source, bound, report, span=(0.05, 0.9))
+    fitted = finetune.fit(
+        model.wrapped, training, source, bound, report, checkpoint=inputs.checkpoint, span=(0.05, 0.9)
+    )
     trained = time.perf_counter()
 
     report(0.9, "proving")

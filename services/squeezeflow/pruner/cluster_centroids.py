@@ -35,7 +35,7 @@ def first_centroids(plan: KernelPlan, method: CentroidInitialization, seed: int)
 
 
 def share_values(plan: KernelPlan, method: CentroidInitialization, seed: int) -> np.ndarray:
-    """Gives the kernel with every weight at the centroid of its cluster, by Lloyd's k-means from the first centroids."""
+    """Gives the kernel with every weight at its cluster's centroid, by Lloyd's k-means from the first centroids."""
     centroids = first_centroids(plan, method, seed)
     if not plan.per_channel:
         return _shared(plan.values.reshape(-1), centroids, keep_zeros=plan.keep_zeros).reshape(plan.values.shape)

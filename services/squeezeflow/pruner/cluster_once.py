@@ -1,4 +1,4 @@
-"""Clustering at once: every weight goes to the centroid of its cluster by k-means, without data and without training."""
+"""Clustering at once: every weight goes to the centroid of its cluster by k-means, without data or training."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ import time
 
 import tf_keras
 
+from squeezeflow.core import invariants
 from squeezeflow.core.step import ArtifactPath, Report, StepInputs, StepOutputs
-from squeezeflow.modelkit import bridge, data, layers, proof
+from squeezeflow.modelkit import bridge, data, layers, proof, selection
 from squeezeflow.modelkit.keras_file import write_keras
-from squeezeflow.modelkit.source import Source
-from squeezeflow.pruner import cluster_outcome, outcome
+from squeezeflow.modelkit.source import Source, open_source
+from squeezeflow.pruner import cluster_outcome, outcome, saved_model
 from squeezeflow.pruner.cluster_centroids import METHODS, share_values
-from squeezeflow.pruner.cluster_plan import plan_clusters
+from squeezeflow.pruner.cluster_plan import (
+    ClusterPlan,
+    KernelPlan,
+    plan_clusters,
+    plan_kernels,
+    require_matches,
+    require_some,
+)
 from squeezeflow.v1 import artifact_pb2, technique_pb2
 
 
@@ -51,6 +59,89 @@ def cluster_keras(params: technique_pb2.Cluster, inputs: StepInputs, opened: Sou
         metrics=proved.metrics,
         invariants=proved.invariants,
         layers=proved.layers,
-        notes=(*source.notes, *(bound.notes if bound else ()), *proved.notes, cluster_outcome.change(before, made)),
+        notes=(
+            *source.notes,
+            *(bound.notes if bound else ()),
+            *proved.notes,
+            cluster_outcome.change(before.outputs, made),
+        ),
         seconds={"load": loaded - began, "cluster": clustered - loaded, "prove": time.perf_counter() - clustered},
     )
+
+
+def cluster_saved_model(
+    params: technique_pb2.Cluster, inputs: StepInputs, source: Source, report: Report
+) -> StepOutputs:
+    """Clusters the kernels of a SavedModel at once and writes it as the folder `saved_model`, with one signature.
+
+    Layers are variables here, named as the graph names them: `dense/kernel`.
+    Errors: INVALID_PARAMETER (a pattern that names no variable), UNSUPPORTED_LAYER (no kernels, or nothing to cluster),
+    DATA_MISMATCH, NON_FINITE_OUTPUT, INVARIANT_BROKEN.
+    """
+    began = time.perf_counter()
+    bound = data.bind(inputs, source.contract)
+    plans = plan_variables(source, params)
+    samples, origin = proof.draw_samples(source.contract, bound, params.fine_tune.seed)
+    expected = source.predict(samples)
+    loaded = time.perf_counter()
+
+    report(0.2, "clustering")
+    tf_keras.utils.set_random_seed(params.fine_tune.seed)
+    method = METHODS[params.initialization]
+    kernels = [kernel for plan in plans for kernel in plan.kernels]
+    values = {kernel.name: share_values(kernel, method, params.fine_tune.seed) for kernel in kernels}
+    written = saved_model.write_with(source, values, inputs.workdir / "saved_model")
+    clustered = time.perf_counter()
+
+    report(0.6, "proving")
+    saved = open_source(written, source.contract.signature)
+    outputs = saved.predict(samples)
+    found = saved_model.prunable_variables(saved)
+    proved = invariants.require(
+        [
+            invariants.finite(outputs),
+            invariants.alive(expected, outputs, kernels=found, source_kernels=saved_model.prunable_variables(source)),
+            *cluster_outcome.promises(found, kernels),
+        ]
+    )
+    proof.add_data(saved.contract, bound)
+    proof.add_golden_samples(saved.contract, samples, outputs)
+    moved = cluster_outcome.change(expected, list(outputs.values()))
+    sizes = cluster_outcome.sizes(saved_model.folder_of(source), written.path)
+    return StepOutputs(
+        artifact=written,
+        contract=saved.contract,
+        metrics=proof.differences(expected, outputs),
+        invariants=proved,
+        layers=tuple(cluster_outcome.layer_outcome(plan, found) for plan in plans),
+        notes=(
+            *source.notes,
+            *(bound.notes if bound else ()),
+            f"the result and its source were {origin}",
+            sizes,
+            moved,
+        ),
+        seconds={"load": loaded - began, "cluster": clustered - loaded, "prove": time.perf_counter() - clustered},
+    )
+
+
+def plan_variables(source: Source, params: technique_pb2.Cluster) -> list[ClusterPlan]:
+    """Decides for every variable with two axes or more that the signature reads.
+
+    Errors: INVALID_PARAMETER, UNSUPPORTED_LAYER.
+    """
+    saved_model.prunable_variables(source)  # Refuses a graph without kernels.
+    variables = saved_model.variables(source)
+    require_matches(params, [variable.name for variable in variables])
+    plans = []
+    for variable in variables:
+        operations = variable.variable.kernel_of or variable.variable.read_by
+        reason = variable.reason or selection.left_out(params.layers, variable.name)
+        kernels: tuple[KernelPlan, ...] = ()
+        if not reason:
+            found = [(variable.name, "", variable.values)]
+            by_channel = operations == ("Conv2D",) and variable.values.ndim == 4
+            kernels, reason = plan_kernels(variable.name, found, params, by_channel=by_channel)
+        plans.append(ClusterPlan(variable.name, ", ".join(operations[:3]), None, kernels, reason))
+    require_some(plans)
+    return plans

@@ -86,9 +86,9 @@ def sizes(before: Path, after: Path) -> str:
     )
 
 
-def change(before: Before, made: Sequence[np.ndarray]) -> str:
-    """Tells how far clustering without training moved the outputs."""
-    pairs = list(zip(before.outputs.values(), made, strict=True))
+def change(before: Arrays, made: Sequence[np.ndarray]) -> str:
+    """Tells how far clustering without training moved the outputs, given in one order."""
+    pairs = list(zip(before.values(), made, strict=True))
     difference = max(figures.max_abs_diff(old, new) for old, new in pairs)
     ratio = min(figures.sqnr_db(old, new) for old, new in pairs)
     return f"without training, the outputs moved by at most {difference:.3g} ({ratio:.1f} dB): fine-tune to recover"

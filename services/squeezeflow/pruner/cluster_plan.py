@@ -53,7 +53,9 @@ class ClusterPlan:
     """What happens to one layer.
 
     Attributes:
-        path: its name, nested models' layers under the path of their model.
+        path: its name, nested models' layers under the path of their model; of a SavedModel, the variable's.
+        class_name: Keras class; of a SavedModel, the operations that take it.
+        layer: None for a SavedModel.
         kernels: what is clustered; empty where nothing is.
         reason: why not; where something is, what is not as it was asked for.
     """
@@ -74,20 +76,30 @@ def plan_clusters(model: Any, params: technique_pb2.Cluster) -> list[ClusterPlan
     found: dict[int, tuple[str, Any]] = {}
     for path, layer in layers.walk(model):
         found.setdefault(id(layer), (path, layer))
-    patterns = [("layer_clusters", rule.pattern) for rule in params.layer_clusters]
-    paths = [path for path, _ in found.values()]
-    selection.require_matches([*selection.selection_patterns(params.layers), *patterns], paths)
+    require_matches(params, [path for path, _ in found.values()])
     plans = [_plan(path, layer, params, trained) for path, layer in found.values()]
-    if not any(plan.kernels for plan in plans):
-        weighty = [plan for plan in plans if plan.layer.weights]
-        reasons = "; ".join(f"{plan.path}: {plan.reason}" for plan in weighty) or "it has no weights"
-        raise SqueezeflowError(
-            "UNSUPPORTED_LAYER",
-            f"no layer of the model can be clustered ({reasons[:600]}): give a model with dense or convolutional layers "
-            "that are trainable, or fewer clusters",
-            metadata={plan.path: plan.reason for plan in weighty[:50]},
-        )
+    require_some(plans)
     return plans
+
+
+def require_some(plans: Sequence[ClusterPlan]) -> None:
+    """Refuses a model of which nothing is clustered: UNSUPPORTED_LAYER with the reasons."""
+    if any(plan.kernels for plan in plans):
+        return
+    weighty = [plan for plan in plans if plan.layer is None or plan.layer.weights]
+    reasons = "; ".join(f"{plan.path}: {plan.reason}" for plan in weighty) or "it has no weights"
+    raise SqueezeflowError(
+        "UNSUPPORTED_LAYER",
+        f"no layer of the model can be clustered ({reasons[:600]}): give a model with dense or convolutional layers "
+        "that are trainable, or fewer clusters",
+        metadata={plan.path: plan.reason for plan in weighty[:50]},
+    )
+
+
+def require_matches(params: technique_pb2.Cluster, paths: Sequence[str]) -> None:
+    """Refuses patterns that name no layer: INVALID_PARAMETER."""
+    patterns = [("layer_clusters", rule.pattern) for rule in params.layer_clusters]
+    selection.require_matches([*selection.selection_patterns(params.layers), *patterns], paths)
 
 
 def _plan(path: str, layer: Any, params: technique_pb2.Cluster, trained: set[int]) -> ClusterPlan:
@@ -99,27 +111,34 @@ def _plan(path: str, layer: Any, params: technique_pb2.Cluster, trained: set[int
     weights = [operator.attrgetter(attribute)(layer) for attribute in attributes]
     if any(id(weight) not in trained for weight in weights):
         return ClusterPlan(path, name, layer, reason=FROZEN)
+    names = [path] if len(weights) == 1 else [f"{path}/{_weight_name(layer, weight)}" for weight in weights]
+    values = [weight.numpy() for weight in weights]
+    found = list(zip(names, attributes, values, strict=True))
+    kernels, reason = plan_kernels(path, found, params, by_channel=name in PER_CHANNEL)
+    return ClusterPlan(path, name, layer, kernels, reason)
+
+
+def plan_kernels(
+    path: str, found: Sequence[tuple[str, str, np.ndarray]], params: technique_pb2.Cluster, *, by_channel: bool
+) -> tuple[tuple[KernelPlan, ...], str]:
+    """Decides for the kernels of one layer: gives what is clustered, and what is not as it was asked for.
+
+    Args:
+        found: (name, attribute, values) of each.
+        by_channel: its channels could have centroids of their own.
+    """
     rules = [(rule.pattern, rule.number_of_clusters) for rule in params.layer_clusters]
     clusters = selection.setting_of(rules, path, params.number_of_clusters)
-    per_channel = params.per_channel and name in PER_CHANNEL
-    reason = WHOLE if params.per_channel and not per_channel else ""
-    values = [weight.numpy() for weight in weights]
-    shared = [kernel.size // kernel.shape[-1] if per_channel else kernel.size for kernel in values]
-    if min(shared) <= clusters:
+    per_channel = params.per_channel and by_channel
+    fewest = min(values.size // values.shape[-1] if per_channel else values.size for _, _, values in found)
+    if fewest <= clusters:
         where = " in an output channel" if per_channel else ""
-        few = f"too few weights ({min(shared)}{where}) to share {clusters} values"
-        return ClusterPlan(path, name, layer, reason=few)
-    names = [path] if len(weights) == 1 else [f"{path}/{_weight_name(layer, weight)}" for weight in weights]
-    return ClusterPlan(
-        path,
-        name,
-        layer,
-        tuple(
-            KernelPlan(kernel_name, attribute, kernel, clusters, per_channel, _keeps_zeros(kernel, params))
-            for kernel_name, attribute, kernel in zip(names, attributes, values, strict=True)
-        ),
-        reason,
+        return (), f"too few weights ({fewest}{where}) to share {clusters} values"
+    kernels = (
+        KernelPlan(name, attribute, values, clusters, per_channel, _keeps_zeros(values, params))
+        for name, attribute, values in found
     )
+    return tuple(kernels), WHOLE if params.per_channel and not per_channel else ""
 
 
 def _keeps_zeros(kernel: np.ndarray, params: technique_pb2.Cluster) -> bool:

@@ -101,9 +101,7 @@ class Clustered(ClusterWeights):
         """Calls the layer with its clustered kernels, with those of the arguments that it takes."""
         self.update_clustered_weights_associations()
         given = {
-            name: value
-            for name, value in kwargs.items()
-            if name in self._accepted or name not in ("training", "mask")
+            name: value for name, value in kwargs.items() if name in self._accepted or name not in ("training", "mask")
         }
         return self.layer.call(inputs, *args, **given)
 
