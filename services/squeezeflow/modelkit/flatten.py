@@ -1,4 +1,4 @@
-"""Inlines nested tf_keras models: one flat graph around the same layers, that computes exactly what the nested one does.
+"""Inlines nested tf_keras models: a flat graph around the same layers, that computes exactly what the nested one does.
 
 Quantization-aware training refuses a model inside of a model. The calls of every nested model are replayed on the
 tensors that it is given, so a layer of a model that is used twice is used twice. Layers are shared with the model that

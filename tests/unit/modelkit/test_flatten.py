@@ -1,4 +1,4 @@
-"""Flat models compute what the nested ones did, with the same layers, under unique names that lead back to their paths."""
+"""Flat models compute what the nested ones did, with the same layers; unique names lead back to their paths."""
 
 from __future__ import annotations
 
