@@ -465,8 +465,8 @@ class TestSpares:
             (first,) = descendants(server_of(sandbox))
             told = (await sandbox.run("sandbox_steps:who", {}, limits=GENEROUS)).value
             assert (told["pid"], told["state"]) == (first, {"warm": True})
-            await asyncio.sleep(0.8)
-            (second,) = descendants(server_of(sandbox))
+            await asyncio.sleep(2)  # several times what a warm-up takes
+            (second,) = [child for child in descendants(server_of(sandbox)) if child != first]
             told = (await sandbox.run("sandbox_steps:who", {}, limits=GENEROUS)).value
             assert (told["pid"], told["state"]) == (second, {"warm": True})
 
@@ -474,7 +474,7 @@ class TestSpares:
         async with Sandbox(preload=[], warm="sandbox_steps:warm", env=ENV, workdir=tmp_path) as sandbox:
             await asyncio.sleep(0.8)
             run = asyncio.create_task(
-                sandbox.run("sandbox_steps:report_many", {"seconds": 0, "then_silent": 1.2}, limits=GENEROUS)
+                sandbox.run("sandbox_steps:report_many", {"seconds": 0, "then_silent": 4}, limits=GENEROUS)
             )
             await asyncio.sleep(0.8)  # more than a warm-up takes: the replacement has been forked, and has not begun
             told = (await sandbox.run("sandbox_steps:who", {}, limits=GENEROUS)).value
@@ -482,6 +482,7 @@ class TestSpares:
             await run
 
     async def test_a_spare_that_is_killed_is_replaced(self, sandbox: Sandbox) -> None:
+        assert await until(lambda: len(descendants(server_of(sandbox))) == 1)
         (spare,) = descendants(server_of(sandbox))
         os.kill(spare, signal.SIGKILL)
         assert await until(lambda: descendants(server_of(sandbox)) not in ([], [spare]))
