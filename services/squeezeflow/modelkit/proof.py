@@ -36,8 +36,9 @@ class Proof:
     Attributes:
         contract: of the file, under the source's names.
         invariants: `finite`, `alive`, `close`; all hold.
-        metrics: `max_abs_diff`, `sqnr_db`; of the worst output where there are several.
-        notes: which samples were used.
+        metrics: `max_abs_diff`, `sqnr_db`, of the worst output where there are several; of a TFLite file also
+            `parameters`, `macs`, `arena_peak_bytes`.
+        notes: which samples were used, and what the metrics of the file leave out.
     """
 
     contract: contract_pb2.Contract
@@ -97,7 +98,8 @@ def prove(
     )
     add_data(contract, bound)
     add_golden_samples(contract, samples, expected)
-    return Proof(contract, proved, differences(expected, outputs), (origin,))
+    metrics = {**differences(expected, outputs), **accounting(file)}
+    return Proof(contract, proved, metrics, (origin, *file.accounting_notes))
 
 
 def prove_same(source: Source, other: Source, *, bound: BoundData | None, seed: int = 0) -> Proof:
@@ -144,6 +146,15 @@ def differences(expected: Outputs, outputs: Outputs) -> dict[str, step_pb2.Metri
     return {
         "max_abs_diff": step_pb2.Metric(value=difference, samples=samples),
         "sqnr_db": step_pb2.Metric(value=ratio, samples=samples),
+    }
+
+
+def accounting(file: TfliteFile) -> dict[str, step_pb2.Metric]:
+    """Gives what a file costs wherever it runs: `parameters`, `macs`, `arena_peak_bytes`."""
+    return {
+        "parameters": step_pb2.Metric(value=file.parameters),
+        "macs": step_pb2.Metric(value=file.macs),
+        "arena_peak_bytes": step_pb2.Metric(value=file.arena_peak_bytes),
     }
 
 

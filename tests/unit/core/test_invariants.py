@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -379,3 +381,31 @@ def test_the_worst_failure_gives_the_reason_and_all_give_their_numbers(failed, r
     assert caught.value.reason == reason
     assert caught.value.metadata == {name: f"{name} 1 of 2" for name in failed}
     assert "1 of 2" in caught.value.message
+
+
+# Places
+
+
+def test_a_broken_detail_names_tensor_and_layer(tmp_path):
+    def lowest(values: np.ndarray) -> None:
+        values.reshape(-1)[5] = -128
+
+    minus_128 = invariants.integer(edited("cnn_int8", tmp_path, 4608, lowest)).detail
+    assert re.search(r"weight \S*second\S* of CONV_2D in layer second holds −128", minus_128)
+    sine = invariants.integer(file_of("sine_int8")).detail
+    assert re.search(r"SIN ×1 \(tensor \S+\)", sine)
+    softmax = invariants.integer(file_of("cnn_float32")).detail
+    assert re.search(r"FULLY_CONNECTED ×2 \(tensor \S*hidden\S*, layer hidden\)", softmax)
+    few = [dataclasses.replace(target, sparsity=0.99) for target in targets()]
+    zeros = invariants.sparsity(file_of("pruned_int8"), few).detail
+    assert re.search(r"hidden \d+ of 65536 zeros \([\d.]+\), least \d+ in tensor \S*hidden\S*", zeros)
+
+
+def test_a_kernel_that_became_zero_is_named_with_its_layer(tmp_path):
+    def clear(values: np.ndarray) -> None:
+        values[...] = 0
+
+    file = edited("cnn_int8", tmp_path, 4608, clear)
+    outputs = {"y": np.arange(4.0)}
+    detail = invariants.alive(outputs, outputs, kernels=file, source_kernels={"second": np.ones((3, 3, 16, 32))}).detail
+    assert re.search(r"kernel \S*second\S* \(layer second\) of 4608 weights has become all zero", detail)

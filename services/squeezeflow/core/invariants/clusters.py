@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from squeezeflow.core.invariants.matching import Fit, find_kernels, layouts
+from squeezeflow.core.invariants.places import tensor_names
 from squeezeflow.core.tflite import Tensor, TfliteFile
 from squeezeflow.core.tflite.values import FLOATS, constant_values, stored_values
 from squeezeflow.v1 import step_pb2
@@ -53,10 +54,11 @@ class ClusterTarget:
 
 @dataclass(frozen=True)
 class _Count:
-    """Distinct values: the most in one output channel (None where channels cannot be told), and in all."""
+    """Distinct values: the most in one output channel (None where channels cannot be told), and in all; and where."""
 
     channel: int | None
     tensor: int
+    place: str = ""
 
 
 def cluster_targets(kernels: Mapping[str, Array]) -> tuple[ClusterTarget, ...]:
@@ -89,7 +91,10 @@ def clusters(final: TfliteFile | Mapping[str, Array], targets: Sequence[ClusterT
             continue
         channel = count.tensor if count.channel is None else count.channel
         text = f"{target.layer} {channel} values a channel, {count.tensor} in the tensor, most {most} a channel"
-        (reached if channel <= most else broken).append(text)
+        if channel <= most:
+            reached.append(text)
+        else:
+            broken.append(f"{text} {count.place}".rstrip())
     missing = [target.layer for target in targets if target.layer not in found]
     notes = [f"not in the file: {', '.join(missing)}"] if missing else []
     passed = not broken and (bool(reached or untold) or not targets)
@@ -167,7 +172,7 @@ def _count(parts: Sequence[Tensor], axes: Mapping[int, int | None]) -> _Count:
             channel = None
         elif channel is not None:
             channel = max(channel, distinct(values, _axis(tensor, axes)))
-    return _Count(channel, most)
+    return _Count(channel, most, tensor_names(parts))
 
 
 def _axis(tensor: Tensor, axes: Mapping[int, int | None]) -> int | None:

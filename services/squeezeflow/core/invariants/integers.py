@@ -5,25 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator
 
-from squeezeflow.core.tflite import Tensor, TfliteFile, Weight
-from squeezeflow.core.tflite.arithmetic import INTEGER, arithmetic
+from squeezeflow.core.invariants.places import weight_place
+from squeezeflow.core.tflite import Operator, Tensor, TfliteFile, Weight
+from squeezeflow.core.tflite.arithmetic import DYNAMIC_MINIMUM, HYBRID_KERNELS, INTEGER, arithmetic
 from squeezeflow.core.tflite.values import FLOATS
 from squeezeflow.v1 import step_pb2
 
-# The converter leaves smaller weights in float (seen: 1,023 elements stay, 1,024 become int8).
-DYNAMIC_MINIMUM = 1024
-# Operators whose weights the converter makes int8 for float activations. Seen to stay float: CONV_3D,
-# CONV_3D_TRANSPOSE, MUL, and BATCH_MATMUL with the constant on the left.
-HYBRID_KERNELS = frozenset(
-    {
-        *("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL", "EMBEDDING_LOOKUP"),
-        *("LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_LSTM", "SVDF"),
-        *("RNN", "UNIDIRECTIONAL_SEQUENCE_RNN"),
-    }
-)
+__all__ = ["DYNAMIC_MINIMUM", "dynamic_range", "float_operators", "integer"]
+
 # Operators whose int8 kernels take symmetric weights; constants of others are quantized like activations.
 SYMMETRIC_KERNELS = HYBRID_KERNELS - {"BATCH_MATMUL", "EMBEDDING_LOOKUP"}
-INTEGER_ONLY = frozenset({"int8_io", "uint8_io"})
+# Operator → places of its biases among its inputs.
+BIASES = {
+    **dict.fromkeys(["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"], (2,)),
+    "TRANSPOSE_CONV": (3,),
+}
+# Mode → type of inputs and outputs; ids and other integers that stand for themselves keep theirs.
+INTEGER_ONLY = {"int8_io": "int8", "uint8_io": "uint8"}
 
 
 def float_operators(file: TfliteFile) -> list[str]:
@@ -34,6 +32,8 @@ def float_operators(file: TfliteFile) -> list[str]:
 def integer(file: TfliteFile, mode: str = "int8", *, allowed: Collection[str] = ()) -> step_pb2.Invariant:
     """Holds when every operator computes in integers and int8 weights are symmetric.
 
+    In mode `int16x8`, weights are int8, what is computed int16 and biases int64.
+
     Args:
         mode: `int8` (float inputs and outputs), `int8_io` or `uint8_io` (integer ones too), `int16x8`.
         allowed: names of operators that may stay float; they are named.
@@ -41,10 +41,11 @@ def integer(file: TfliteFile, mode: str = "int8", *, allowed: Collection[str] = 
     left = {name: count for name, count in _not_integer(file).items() if name not in allowed}
     named = sorted(set(_not_integer(file)) & set(allowed))
     total = sum(len(graph.operators) for graph in file.subgraphs)
-    problems = [f"not integer: {', '.join(f'{name} ×{count}' for name, count in sorted(left.items()))}"] if left else []
+    problems = [f"not integer: {', '.join(_left_places(file, left))}"] if left else []
     if mode in INTEGER_ONLY:
-        floats = [file.main.tensors[index].name for index in (*file.inputs, *file.outputs) if _is_float(file, index)]
-        problems += [f"float inputs or outputs: {', '.join(floats)}"] if floats else []
+        problems += _wrong_input_output(file, INTEGER_ONLY[mode])
+    if mode == "int16x8":
+        problems += list(_not_int16x8(file))
     checked, asymmetric = _asymmetric(file)
     told = [
         f"{total - sum(_not_integer(file).values())} of {total} operators are integer",
@@ -61,7 +62,9 @@ def dynamic_range(file: TfliteFile) -> step_pb2.Invariant:
     """
     expected = {id(weight.tensor): weight for weight in _expected_int8(file)}
     wrong = [
-        f"{_place(weight)} is {weight.tensor.dtype}" for weight in expected.values() if weight.tensor.dtype != "int8"
+        f"{weight_place(file, weight)} is {weight.tensor.dtype}"
+        for weight in expected.values()
+        if weight.tensor.dtype != "int8"
     ]
     _, asymmetric = _asymmetric(file)
     others = [
@@ -84,6 +87,22 @@ def _not_integer(file: TfliteFile) -> Counter[str]:
     )
 
 
+def _left_places(file: TfliteFile, left: Collection[str]) -> Iterator[str]:
+    """Yields operators by name, each with how often, and the first of them by the tensor it gives and its layer."""
+    for name in sorted(left):
+        operators = [
+            (number, graph, operator)
+            for number, graph in enumerate(file.subgraphs)
+            for operator in graph.operators
+            if operator.name == name and arithmetic(operator, graph) != INTEGER
+        ]
+        number, graph, first = operators[0]
+        tensor = graph.tensors[first.outputs[0]] if first.outputs else None
+        layer = file.layer_of(tensor, number) if tensor is not None else ""
+        place = f" (tensor {tensor.name}{f', layer {layer}' if layer else ''})" if tensor is not None else ""
+        yield f"{name} ×{len(operators)}{place}"
+
+
 def _expected_int8(file: TfliteFile) -> Iterator[Weight]:
     by_operator: dict[tuple[int, int], list[Weight]] = {}
     for weight in file.weights:
@@ -103,19 +122,39 @@ def _has_hybrid_kernel(file: TfliteFile, weight: Weight) -> bool:
 def _asymmetric(file: TfliteFile) -> tuple[int, list[str]]:
     """Gives how many int8 weights were looked at, and which have a zero point or a −128."""
     weights = [w for w in file.weights if w.tensor.dtype == "int8" and w.operator in SYMMETRIC_KERNELS]
-    problems = [f"{_place(w)} has a zero point other than 0" for w in weights if any(w.tensor.zero_points)]
+    problems = [f"{weight_place(file, w)} has a zero point other than 0" for w in weights if any(w.tensor.zero_points)]
     # −128 has no positive counterpart: kernels that negate weights would overflow.
-    problems += [f"{_place(w)} holds −128" for w in weights if w.values is not None and (w.values == -128).any()]
+    lowest = [weight for weight in weights if weight.values is not None and (weight.values == -128).any()]
+    problems += [f"{weight_place(file, weight)} holds −128" for weight in lowest]
     return len(weights), problems
 
 
-def _place(weight: Weight) -> str:
-    return f"weight {weight.tensor.name} of {weight.operator}"
+def _wrong_input_output(file: TfliteFile, dtype: str) -> list[str]:
+    ends: list[Tensor] = [file.main.tensors[index] for index in (*file.inputs, *file.outputs)]
+    floats = [tensor.name for tensor in ends if tensor.dtype in FLOATS]
+    others = [f"{tensor.name} {tensor.dtype}" for tensor in ends if tensor.scales and tensor.dtype != dtype]
+    problems = [f"float inputs or outputs: {', '.join(floats)}"] if floats else []
+    return [*problems, *([f"inputs or outputs that are not {dtype}: {', '.join(others)}"] if others else [])]
 
 
-def _is_float(file: TfliteFile, index: int) -> bool:
-    tensor: Tensor = file.main.tensors[index]
-    return tensor.dtype in FLOATS
+def _not_int16x8(file: TfliteFile) -> Iterator[str]:
+    """Yields weights that are not int8, biases that are not int64, computed values that are not int16."""
+    weights = [weight for weight in file.weights if weight.operator in SYMMETRIC_KERNELS]
+    others = [weight for weight in weights if weight.tensor.dtype != "int8"]
+    yield from (f"{weight_place(file, weight)} is {weight.tensor.dtype}" for weight in others)
+    for weight in weights:
+        graph = file.subgraphs[weight.subgraph]
+        operator = graph.operators[weight.operator_index]
+        places = BIASES.get(operator.name, ())
+        for bias in (graph.tensors[operator.inputs[p]] for p in places if 0 <= _input(operator, p)):
+            if bias.constant and bias.dtype != "int64":
+                yield f"bias {bias.name} of {operator.name} is {bias.dtype}"
+    computed = (tensor for graph in file.subgraphs for tensor in graph.tensors if not tensor.constant and tensor.scales)
+    yield from (f"{tensor.name} is {tensor.dtype}" for tensor in computed if tensor.dtype != "int16")
+
+
+def _input(operator: Operator, place: int) -> int:
+    return operator.inputs[place] if place < len(operator.inputs) else -1
 
 
 def _invariant(passed: bool, detail: str) -> step_pb2.Invariant:

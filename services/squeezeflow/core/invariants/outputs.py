@@ -142,7 +142,9 @@ def _zero_kernels(kernels: TfliteFile | Arrays | None, source: Arrays | None) ->
 def _kernels(kernels: TfliteFile | Arrays) -> Iterator[tuple[str, int, bool, int]]:
     if isinstance(kernels, TfliteFile):
         for weight in kernels.weights:
-            yield weight.tensor.name, weight.tensor.size, weight.zeros == weight.tensor.size, weight.zero_channels
+            layer = kernels.layer_of(weight.tensor, weight.subgraph)
+            name = f"{weight.tensor.name} (layer {layer})" if layer else weight.tensor.name
+            yield name, weight.tensor.size, weight.zeros == weight.tensor.size, weight.zero_channels
     else:
         for name, values in kernels.items():
             if values.ndim > 1:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from squeezeflow.core.invariants.matching import Fit, find_kernels, layouts
+from squeezeflow.core.invariants.places import tensor_names
 from squeezeflow.core.tflite import Tensor, TfliteFile
 from squeezeflow.core.tflite.values import constant_values
 from squeezeflow.core.tflite.weights import count_zeros, is_zero
@@ -66,29 +67,32 @@ def sparsity(final: TfliteFile | Mapping[str, Array], targets: Sequence[Sparsity
     reached: list[str] = []
     for target in targets:
         if target.layer in found:
-            zeros, size = found[target.layer]
+            zeros, size, place = found[target.layer]
             least = needed_zeros(size, target.sparsity)
             text = f"{target.layer} {zeros} of {size} zeros ({zeros / size:.3f}), least {least}"
-            (reached if zeros >= least else broken).append(text)
+            if zeros >= least:
+                reached.append(text)
+            else:
+                broken.append(f"{text} {place}".rstrip())
     notes = [f"not in the file: {', '.join(missing)}"] if missing else []
     passed = not broken and (bool(reached) or not targets)
     detail = "; ".join([*broken, *reached, *notes]) or "nothing was pruned"
     return step_pb2.Invariant(name="sparsity", passed=passed, detail=detail)
 
 
-def _found_by_name(final: Mapping[str, Array], targets: Sequence[SparsityTarget]) -> dict[str, tuple[int, int]]:
+def _found_by_name(final: Mapping[str, Array], targets: Sequence[SparsityTarget]) -> dict[str, tuple[int, int, str]]:
     return {
-        target.layer: (int(np.count_nonzero(final[target.layer] == 0)), final[target.layer].size)
+        target.layer: (int(np.count_nonzero(final[target.layer] == 0)), final[target.layer].size, "")
         for target in targets
         if target.layer in final
     }
 
 
-def _found_in_file(file: TfliteFile, targets: Sequence[SparsityTarget]) -> dict[str, tuple[int, int]]:
-    """Gives (zeros, size) in the file by layer."""
+def _found_in_file(file: TfliteFile, targets: Sequence[SparsityTarget]) -> dict[str, tuple[int, int, str]]:
+    """Gives (zeros, size, where) in the file by layer."""
     found = find_kernels(file, [(target.layer, target.values) for target in targets], _cover)
     return {
-        layer: (sum(count_zeros(part) for part in parts), sum(part.size for part in parts))
+        layer: (sum(count_zeros(part) for part in parts), sum(part.size for part in parts), tensor_names(parts))
         for layer, parts in found.items()
     }
 

@@ -7,6 +7,9 @@ flatbuffer  bounded reading of the bytes into the layout
 values      constants as arrays: packed integers, short floats
 weights     which constants are weights of which operator, and along which axis their output channels run
 arithmetic  whether an operator computes in integers, in floats, or in both
+macs        multiply-accumulates of operators
+arena       memory that activations take at their peak
+explain     why an operator is float, and which layer it came from
 file        all of it for one file, and the descriptions that are sent
 """
 

@@ -14,6 +14,17 @@ SHAPE_ONLY = frozenset({"SHAPE", "RANK"})
 # The border between integers and floats: neither side computes.
 BORDER = frozenset({"QUANTIZE", "DEQUANTIZE"})
 QUANTIZED_WEIGHTS = frozenset({"int8", "uint8", "int4", "int2", "uint4"})
+# The converter leaves smaller weights in float (seen: 1,023 elements stay, 1,024 become int8).
+DYNAMIC_MINIMUM = 1024
+# Operators whose weights the converter makes int8 for float activations. Seen to stay float: CONV_3D,
+# CONV_3D_TRANSPOSE, MUL, and BATCH_MATMUL with the constant on the left.
+HYBRID_KERNELS = frozenset(
+    {
+        *("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL", "EMBEDDING_LOOKUP"),
+        *("LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_LSTM", "SVDF"),
+        *("RNN", "UNIDIRECTIONAL_SEQUENCE_RNN"),
+    }
+)
 
 
 def arithmetic(operator: Operator, graph: Subgraph) -> str:

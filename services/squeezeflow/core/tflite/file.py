@@ -12,10 +12,13 @@ from typing import overload
 import numpy as np
 
 from squeezeflow.core.errors import SqueezeflowError
+from squeezeflow.core.tflite.arena import arena_peak_bytes
 from squeezeflow.core.tflite.arithmetic import arithmetic, computing_operator, output_step
+from squeezeflow.core.tflite.explain import Explainer
 from squeezeflow.core.tflite.flatbuffer import MalformedError, is_flex, read_contents
 from squeezeflow.core.tflite.layout import Signature, Subgraph, Tensor
-from squeezeflow.core.tflite.values import Array, constant_values, stored_values
+from squeezeflow.core.tflite.macs import macs, total_macs
+from squeezeflow.core.tflite.values import FLOATS, Array, constant_values, stored_values
 from squeezeflow.core.tflite.weights import Weight, count_zeros, weights_of
 from squeezeflow.v1 import model_pb2
 
@@ -104,6 +107,41 @@ class TfliteFile:
         """The weights of all graphs."""
         return tuple(weight for number, graph in enumerate(self.subgraphs) for weight in weights_of(graph, number))
 
+    @cached_property
+    def parameters(self) -> int:
+        """Number of weights, biases and table entries: floats and quantized numbers, each constant once."""
+        constants = {
+            id(tensor.buffer): tensor.size
+            for graph in self.subgraphs
+            for operator in graph.operators
+            for tensor in (graph.tensors[index] for index in operator.inputs if index >= 0)
+            if tensor.constant and (tensor.dtype in FLOATS or tensor.scales)
+        }
+        return sum(constants.values())
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulates of one invocation: free axes count as 1, bodies of loops once."""
+        return total_macs(self._invoked)
+
+    @cached_property
+    def arena_peak_bytes(self) -> int:
+        """Peak of the memory for activations, as LiteRT plans it without delegates; see `arena`."""
+        return sum(arena_peak_bytes(graph) for graph in self._invoked)
+
+    @property
+    def accounting_notes(self) -> list[str]:
+        """What `macs` and `arena_peak_bytes` leave out for this file."""
+        free = [name for name, index in self.input_names.items() if -1 in self.main.tensors[index].shape[1:]]
+        notes = [f"macs and arena_peak_bytes count the free axes of {', '.join(free)} as 1"] if free else []
+        return notes + (["macs count the bodies of loops once"] if len(self._invoked) > 1 else [])
+
+    @property
+    def _invoked(self) -> tuple[Subgraph, ...]:
+        """The main graph and the bodies of loops and conditions: graphs of other signatures are not invoked with it."""
+        apart = {signature.subgraph for signature in self.signatures} - {0}
+        return tuple(graph for number, graph in enumerate(self.subgraphs) if number not in apart)
+
     def data(self, index: int) -> Array | None:
         """Gives the values of a constant in its shape; None where it is computed, sparse, or not numbers."""
         return constant_values(self.main.tensors[index])
@@ -116,6 +154,14 @@ class TfliteFile:
         """Gives the operator that computes a tensor, beyond QUANTIZE, DEQUANTIZE and RESHAPE; empty for an input."""
         return computing_operator(self.main, index)
 
+    def layer_of(self, tensor: Tensor, subgraph: int = 0) -> str:
+        """Names the Keras layer that a tensor belongs to, as far as names tell; empty where they do not."""
+        return self._explainers[subgraph].layer_of_tensor(tensor)
+
+    @cached_property
+    def _explainers(self) -> tuple[Explainer, ...]:
+        return tuple(Explainer(graph) for graph in self.subgraphs)
+
     @cached_property
     def tensors(self) -> Sequence[model_pb2.TensorDescription]:
         """Tensors of the main graph with their statistics, each worked out when it is first looked at."""
@@ -124,6 +170,7 @@ class TfliteFile:
     @cached_property
     def operators(self) -> list[model_pb2.OperatorDescription]:
         """Operators of the main graph in execution order."""
+        explainer = self._explainers[0]
         return [
             model_pb2.OperatorDescription(
                 index=operator.index,
@@ -131,6 +178,9 @@ class TfliteFile:
                 inputs=operator.inputs,
                 outputs=operator.outputs,
                 arithmetic=arithmetic(operator, self.main),
+                reason=explainer.reason(operator),
+                layer=explainer.layer(operator),
+                macs=macs(operator, self.main),
             )
             for operator in self.main.operators
         ]
@@ -142,6 +192,7 @@ class _Descriptions(Sequence[model_pb2.TensorDescription]):
     def __init__(self, file: TfliteFile) -> None:
         self._tensors = file.main.tensors
         self._axes = {weight.tensor.index: weight.channel_axis for weight in file.weights if weight.subgraph == 0}
+        self._file = file
         self._done: dict[int, model_pb2.TensorDescription] = {}
 
     def __len__(self) -> int:
@@ -156,7 +207,9 @@ class _Descriptions(Sequence[model_pb2.TensorDescription]):
             return [self[position] for position in range(*index.indices(len(self)))]
         tensor = self._tensors[index]
         if tensor.index not in self._done:
-            self._done[tensor.index] = _describe(tensor, self._axes.get(tensor.index))
+            description = _describe(tensor, self._axes.get(tensor.index))
+            description.layer = self._file.layer_of(tensor)
+            self._done[tensor.index] = description
         return self._done[tensor.index]
 
 
