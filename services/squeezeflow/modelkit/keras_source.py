@@ -78,11 +78,16 @@ def open_keras(path: Path) -> KerasSource:
     )
 
 
-def of_model(model: Any) -> KerasSource:
-    """Gives a tf_keras model that is in memory as a source, to compare with what was made from it."""
+def of_model(model: Any, contract: contract_pb2.Contract | None = None) -> KerasSource:
+    """Gives a tf_keras model that is in memory as a source, to compare with what was made from it.
+
+    Args:
+        contract: of the model that it was made from, with the same inputs and outputs in the same order; None: its own.
+    """
     import tf_keras
 
-    return KerasSource(model, keras3=False, format="tf_keras .keras", written_by=f"tf_keras {tf_keras.__version__}")
+    written_by = f"tf_keras {tf_keras.__version__}"
+    return KerasSource(model, keras3=False, format="tf_keras .keras", written_by=written_by, contract=contract)
 
 
 class KerasSource:
@@ -101,6 +106,7 @@ class KerasSource:
         written_by: str,
         compiled: compile_config.CompileConfig | None = None,
         notes: Sequence[str] = (),
+        contract: contract_pb2.Contract | None = None,
     ) -> None:
         require_shape(model)
         self.format, self.written_by = format, written_by
@@ -109,7 +115,7 @@ class KerasSource:
         self.compile_config = compiled or compile_config.CompileConfig()
         fixed = layers.fixed_batch_layers(model)
         self.notes = (*notes, *([_BATCH_NOTE.format(", ".join(fixed))] if fixed else []))
-        self.contract = contract_of(model, self.compile_config)
+        self.contract = contract or contract_of(model, self.compile_config)
         require_numbers(model, self.contract)
         self.signature_inputs: Mapping[str, str] = naming.signature_inputs(
             [tensor.name for tensor in self.contract.inputs]
