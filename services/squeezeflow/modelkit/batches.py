@@ -27,36 +27,48 @@ def fit_batches(
     *,
     split: str,
     batch_size: int,
+    rows: data.Rows | None = None,
     whole: bool = False,
     shuffle_seed: int | None = None,
+    first_epoch: int = 0,
     memory_bytes: int = MEMORY_BYTES,
 ) -> tf.data.Dataset:
     """Gives batches of (inputs, labels) of a split; the last one may be shorter.
 
     Args:
         model: the tf_keras model to fit; its inputs and outputs are those of the contract, in order.
+        rows: which rows of the split, rising; None: all.
         whole: leave out the samples that do not fill a batch.
         shuffle_seed: another order every epoch, the same ones for the same seed; None keeps the order.
+        first_epoch: which epoch the first iteration is, from 0.
         memory_bytes: converted arrays up to this size are held in memory.
     """
-    rows = np.arange(bound.count(split))
+    every = rows is None
+    rows = np.arange(bound.count(split)) if rows is None else rows
     first = {**bound.inputs(split, rows[:1]), **bound.targets(split, rows[:1])}
     pack = _packer(model, contract)
     if len(rows) * sum(array.nbytes for array in first.values()) > memory_bytes:
         read = data.tf_dataset(
-            bound, contract, split=split, rows=rows, batch_size=batch_size, shuffle_seed=shuffle_seed
+            bound,
+            contract,
+            split=split,
+            rows=rows,
+            batch_size=batch_size,
+            shuffle_seed=shuffle_seed,
+            first_epoch=first_epoch,
         )
         packed = read.map(lambda x, y: pack(_named(x, contract.inputs), _named(y, contract.outputs)))
         return packed.take(len(rows) // batch_size) if whole else packed
-    inputs = {name: tf.constant(array) for name, array in bound.inputs(split, slice(None)).items()}
-    labels = {name: tf.constant(array) for name, array in bound.targets(split, slice(None)).items()}
+    held = slice(None) if every else rows
+    inputs = {name: tf.constant(array) for name, array in bound.inputs(split, held).items()}
+    labels = {name: tf.constant(array) for name, array in bound.targets(split, held).items()}
 
     def gather(chosen: tf.Tensor) -> Any:
         x = {name: tf.gather(array, chosen) for name, array in inputs.items()}
         y = {name: tf.gather(array, chosen) for name, array in labels.items()}
         return pack(x, y)
 
-    order = _orders(len(rows), shuffle_seed).unbatch().batch(batch_size, drop_remainder=whole)
+    order = _orders(len(rows), shuffle_seed, first_epoch).unbatch().batch(batch_size, drop_remainder=whole)
     batches = order.map(gather).prefetch(2)
     steps = len(rows) // batch_size if whole else -(-len(rows) // batch_size)
     return batches.apply(tf.data.experimental.assert_cardinality(steps))
@@ -67,11 +79,11 @@ def output_keys(model: Any) -> list[str]:
     return sorted(model.output) if isinstance(model.output, dict) else list(model.output_names)
 
 
-def _orders(count: int, seed: int | None) -> tf.data.Dataset:
+def _orders(count: int, seed: int | None, first_epoch: int) -> tf.data.Dataset:
     """Gives the row order of one epoch an iteration, the ones that `data.tf_dataset` takes."""
     if seed is None:
         return tf.data.Dataset.from_tensors(tf.range(count, dtype=tf.int64))
-    epochs = iter(range(1 << 62))
+    epochs = iter(range(first_epoch, 1 << 62))
 
     def generate() -> Any:
         yield np.random.default_rng([seed, next(epochs)]).permutation(count)

@@ -58,6 +58,7 @@ def tf_dataset(
     rows: Rows,
     batch_size: int,
     shuffle_seed: int | None = None,
+    first_epoch: int = 0,
 ) -> tf.data.Dataset:
     """Gives batches of (inputs, targets) for `fit`, read as they are needed.
 
@@ -69,6 +70,7 @@ def tf_dataset(
         split, rows: which samples, as `BoundData.fit_rows` gives them.
         batch_size: the last batch may be shorter.
         shuffle_seed: another order every epoch, the same ones for the same seed; None keeps the order.
+        first_epoch: which epoch the first iteration is, from 0.
     """
     several_in, several_out = len(contract.inputs) > 1, len(contract.outputs) > 1
 
@@ -78,7 +80,7 @@ def tf_dataset(
     def read(chosen: Rows) -> Any:
         return plain(bound.inputs(split, chosen), several_in), plain(bound.targets(split, chosen), several_out)
 
-    epochs = iter(range(1 << 62))
+    epochs = iter(range(first_epoch, 1 << 62))
 
     def generate() -> Iterator[Any]:
         order = rows

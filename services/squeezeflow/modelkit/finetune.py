@@ -20,7 +20,10 @@ from squeezeflow.core.datasets import BoundData
 from squeezeflow.core.datasets.targets import VALUES
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.core.step import Checkpoint, Report
-from squeezeflow.modelkit import batches, layers
+from squeezeflow.modelkit import batches, checkpoints, layers
+from squeezeflow.modelkit.checkpoints import CheckpointWriter
+from squeezeflow.modelkit.early_stopping import EarlyStopping, Watch, watch_rows
+from squeezeflow.modelkit.epoch_seeds import epoch_seeds
 from squeezeflow.modelkit.fit_progress import FitProgress
 from squeezeflow.modelkit.losses import LabelledOutput, OutputLoss, choose, op_activation
 from squeezeflow.modelkit.optimizers import choose_optimizer, make_optimizer
@@ -39,9 +42,10 @@ class Training:
 
     Attributes:
         losses: one an output that has labels.
-        samples: number of train samples.
+        samples: number of train samples that are fitted.
         whole_batches: the model takes batches of this size only; each epoch leaves out what does not fill one.
         notes: where each of these is from, for a person.
+        patience, min_delta: of early stopping; patience 0: none.
     """
 
     losses: tuple[OutputLoss, ...]
@@ -53,6 +57,8 @@ class Training:
     samples: int
     whole_batches: bool
     notes: tuple[str, ...]
+    patience: int = 0
+    min_delta: float = 0.0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -80,6 +86,8 @@ def resolve(request: technique_pb2.FineTune, source: Source, bound: BoundData | 
     losses = choose(_labelled_outputs(source, bound), request, source.compile_config)
     optimizer = choose_optimizer(request, source.compile_config)
     epochs = request.epochs or DEFAULT_EPOCHS
+    watched = watch_rows(request, bound, least=_declared_batch(source) or 1) if request.patience else None
+    samples -= watched.held_out if watched else 0
     fixed = _fixed_batch(source, request, samples)
     batch_size = fixed or request.batch_size or DEFAULT_BATCH_SIZE
     notes = [optimizer.note]
@@ -101,7 +109,9 @@ def resolve(request: technique_pb2.FineTune, source: Source, bound: BoundData | 
         request.seed,
         samples,
         fixed is not None,
-        (*(choice.describe() for choice in losses), *notes),
+        (*(choice.describe() for choice in losses), *notes, *([watched.note] if watched else [])),
+        request.patience,
+        request.min_delta,
     )
 
 
@@ -136,10 +146,50 @@ def fit(
         stoppable_after_step: early stopping counts only epochs that begin after this training step; before it the
             technique is not done yet with the model (a sparsity that still grows).
 
+    The result depends on the arguments other than `checkpoint` alone: a fit that goes on from a checkpoint, in another
+    process too, gives the weights of one that was never interrupted, bit for bit. Checkpoints are of epoch ends.
+
     Errors: NON_FINITE_OUTPUT naming the epoch, as soon as the loss is not finite.
     """
     keys = dict(zip([output.name for output in source.contract.outputs], batches.output_keys(model), strict=True))
     _compile(model, training, keys)
+    # Before anything is traced: a train function that makes these variables is traced twice, a resumed one never would.
+    model.optimizer.build(model.trainable_variables)
+    state, notes = checkpoints.resume(model, checkpoint)
+    done = state.epoch if state else 0
+    stopping = None
+    if training.patience:
+        stopping = EarlyStopping(
+            patience=training.patience,
+            min_delta=training.min_delta,
+            first_epoch=max(1, math.ceil(stoppable_after_step / training.steps_per_epoch)),
+            watch=state.watch if state else Watch(),
+        )
+    train, validation = _batches(model, training, source, bound, first_epoch=done)
+    progress = FitProgress(report, training.epochs, training.steps_per_epoch, span=span, names=_log_names(model, keys))
+    writer = CheckpointWriter(checkpoint, training.epochs, stopping, state.history if state else {})
+    with without_strides(model), epoch_seeds(model, training.seed) as seeds:
+        model.fit(
+            train,
+            initial_epoch=training.epochs if state and state.ended else done,
+            epochs=training.epochs,
+            validation_data=validation,
+            verbose=0,
+            callbacks=[seeds, *callbacks, progress, *([stopping] if stopping else []), writer],
+        )
+    epochs = len(writer.history["loss"])
+    if stopping:
+        notes.append(stopping.restore(model, epoch=epochs, epochs=training.epochs))
+    figures = ", ".join(
+        f"{progress.name_of(name)} {values[0]:.4g} → {values[-1]:.4g}" for name, values in writer.history.items()
+    )
+    return [f"training figures, first → last of {epochs} epochs: {figures}", *notes]
+
+
+def _batches(
+    model: tf_keras.Model, training: Training, source: Source, bound: BoundData, *, first_epoch: int
+) -> tuple[tf.data.Dataset, tf.data.Dataset | None]:
+    """Gives the batches to fit, and those to validate with."""
     batched = partial(
         batches.fit_batches,
         model,
@@ -148,21 +198,14 @@ def fit(
         batch_size=training.batch_size,
         whole=training.whole_batches,
     )
-    train = batched(split="train", shuffle_seed=training.seed)
-    validation = batched(split="validation") if bound.has_targets("validation") else None
-    progress = FitProgress(report, training.epochs, training.steps_per_epoch, span=span, names=_log_names(model, keys))
-    with without_strides(model):
-        history = model.fit(
-            train,
-            epochs=training.epochs,
-            validation_data=validation,
-            verbose=0,
-            callbacks=[*callbacks, progress],
-        ).history
-    figures = ", ".join(
-        f"{progress.name_of(name)} {values[0]:.4g} → {values[-1]:.4g}" for name, values in history.items()
-    )
-    return [f"training figures, first → last of {training.epochs} epochs: {figures}"]
+    shuffled = partial(batched, split="train", shuffle_seed=training.seed, first_epoch=first_epoch)
+    if training.patience:
+        rows = bound.fit_rows(training.seed)
+        return shuffled(rows=rows.train), batched(split=rows.validation_split, rows=rows.validation)
+    validated = bound.has_targets("validation")
+    if training.whole_batches and bound.count("validation") < training.batch_size:
+        validated = False
+    return shuffled(), batched(split="validation") if validated else None
 
 
 def _compile(model: tf_keras.Model, training: Training, keys: dict[str, str]) -> None:
@@ -183,7 +226,7 @@ def _fixed_batch(source: Source, request: technique_pb2.FineTune, samples: int) 
 
     Errors: INVALID_PARAMETER where the request says another one, DATA_MISSING where there are fewer train samples.
     """
-    fixed = next((int(tensor.shape[0]) for tensor in source.keras.inputs if tensor.shape[0] is not None), None)
+    fixed = _declared_batch(source)
     if fixed is None:
         return None
     if request.batch_size not in (0, fixed):
@@ -198,6 +241,10 @@ def _fixed_batch(source: Source, request: technique_pb2.FineTune, samples: int) 
             metadata={"split": "train"},
         )
     return fixed
+
+
+def _declared_batch(source: Source) -> int | None:
+    return next((int(tensor.shape[0]) for tensor in source.keras.inputs if tensor.shape[0] is not None), None)
 
 
 def _labelled_outputs(source: Source, bound: BoundData) -> list[LabelledOutput]:

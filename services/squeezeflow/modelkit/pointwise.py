@@ -23,7 +23,8 @@ def without_strides(model: tf_keras.Model) -> Iterator[None]:
 
     Layers inside of wrappers and nested models are found too. What is saved or traced afterwards is as it was.
     """
-    strided = [layer for layer in model.submodules if _is_strided_pointwise(layer)]
+    # Not `submodules`: it fails on a recurrent layer with dropout.
+    strided = [layer for layer in model._flatten_layers() if _is_strided_pointwise(layer)]
     for layer in strided:
         layer.convolution_op = partial(_convolve, layer)
     try:

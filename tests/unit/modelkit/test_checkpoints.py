@@ -1,0 +1,198 @@
+"""Fits that go on from a checkpoint: the same weights, bit for bit, as a fit that was never interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from squeezeflow.core.datasets import BoundData, Dataset
+from squeezeflow.core.step import Checkpoint
+from squeezeflow.modelkit import checkpoints, finetune, keras_source
+from squeezeflow.v1 import technique_pb2
+
+RNG = np.random.default_rng(7)
+X = RNG.normal(size=(96, 6, 4)).astype(np.float32)
+IDS = (X[:, 0, 0] > 0).astype(np.int64)
+Wrap = Callable[[Any, int], tuple[Any, list[Any], int]]
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def noisy() -> Any:
+    """Every kind of layer that draws random numbers, one with a seed of its own; and one with moving figures."""
+    from tf_keras import layers
+
+    return [
+        layers.Dense(6, activation="relu", name="first"),
+        layers.Dropout(0.3, seed=5),
+        layers.GaussianNoise(0.1),
+        layers.LSTM(4, dropout=0.2, recurrent_dropout=0.2),
+        layers.BatchNormalization(),
+        layers.Dropout(0.2),
+    ]
+
+
+def plain() -> Any:
+    from tf_keras import layers
+
+    return [layers.Flatten(), layers.Dense(16, activation="relu", name="first")]
+
+
+def source_of(make: Callable[[], Any]) -> Any:
+    import tf_keras
+
+    tf_keras.utils.set_random_seed(3)
+    outputs = tf_keras.layers.Dense(2, activation="softmax", name="y")
+    return keras_source.of_model(tf_keras.Sequential([tf_keras.Input((6, 4), name="x"), *make(), outputs]))
+
+
+def unwrapped(model: Any, steps: int) -> tuple[Any, list[Any], int]:
+    return model, [], 0
+
+
+def pruned(model: Any, steps: int) -> tuple[Any, list[Any], int]:
+    import tensorflow_model_optimization as tfmot
+
+    end = steps // 2
+    decay = tfmot.sparsity.keras.PolynomialDecay(0.0, 0.75, begin_step=1, end_step=end, frequency=1)
+    wrapped = tfmot.sparsity.keras.prune_low_magnitude(model, decay)
+    return wrapped, [tfmot.sparsity.keras.UpdatePruningStep()], end
+
+
+def clustered(model: Any, steps: int) -> tuple[Any, list[Any], int]:
+    import tensorflow_model_optimization as tfmot
+
+    initial = tfmot.clustering.keras.CentroidInitialization.KMEANS_PLUS_PLUS
+    return tfmot.clustering.keras.cluster_weights(model, 4, initial), [], 0
+
+
+def quantized(model: Any, steps: int) -> tuple[Any, list[Any], int]:
+    import tensorflow_model_optimization as tfmot
+
+    return tfmot.quantization.keras.quantize_model(model), [], 0
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("arrays") / "data.npz"
+    np.savez(path, x_train=X, y_train=IDS)
+    return path
+
+
+def fit(
+    arrays: Path,
+    make: Callable[[], Any],
+    wrap: Wrap = unwrapped,
+    *,
+    checkpoint: Checkpoint | None = None,
+    die_after: int = 0,
+    **options: Any,
+) -> tuple[list[np.ndarray], list[str], Any]:
+    """Fits, or dies after some epochs; gives the weights, the notes and the source's model."""
+    import tf_keras
+
+    class Dies(tf_keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if die_after and epoch == die_after:
+                raise Killed
+
+    source = source_of(make)
+    bound: BoundData = Dataset.open(arrays).bind(source.contract)
+    request = technique_pb2.FineTune(**{"epochs": 4, "batch_size": 20, "seed": 4, "learning_rate": 0.01, **options})
+    training = finetune.resolve(request, source, bound)
+    finetune.seed_everything(training)
+    model, callbacks, end = wrap(source.keras, training.steps)
+    notes = finetune.fit(
+        model,
+        training,
+        source,
+        bound,
+        lambda *told, **more: None,
+        callbacks=[*callbacks, Dies()],
+        checkpoint=checkpoint,
+        stoppable_after_step=end,
+    )
+    return model.get_weights(), notes, source.keras
+
+
+@pytest.mark.parametrize(
+    ("make", "wrap", "options"),
+    [
+        pytest.param(noisy, unwrapped, {"optimizer": "nadam"}, id="random layers"),
+        pytest.param(plain, pruned, {"patience": 2}, id="pruning, early stopping"),
+        pytest.param(plain, clustered, {}, id="clustering"),
+        pytest.param(plain, quantized, {"optimizer": "sgd"}, id="quantization-aware"),
+    ],
+)
+def test_a_resumed_fit_gives_the_bits_of_an_uninterrupted_one(
+    tmp_path: Path, arrays: Path, make: Any, wrap: Wrap, options: dict[str, Any]
+) -> None:
+    saved: list[int] = []
+    whole, notes, _ = fit(arrays, make, wrap, **options)
+    checkpoint = Checkpoint(tmp_path / "state", saved=lambda: saved.append(1))
+    with pytest.raises(Killed):
+        fit(arrays, make, wrap, checkpoint=checkpoint, die_after=2, **options)
+    assert len(saved) == 2
+    resumed, told, _ = fit(arrays, make, wrap, checkpoint=checkpoint, **options)
+    assert [array.tobytes() for array in resumed] == [array.tobytes() for array in whole]
+    again = "resumed from epoch 2: an earlier run of this step was interrupted"
+    assert sorted(told) == sorted([*notes, again])
+    assert not (tmp_path / "state.part").exists()
+
+
+def test_a_fit_that_had_ended_is_not_trained_again(tmp_path: Path, arrays: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "state")
+    options = {"patience": 1, "min_delta": 1000.0}
+    first, notes, _ = fit(arrays, plain, checkpoint=checkpoint, **options)
+    assert "early stopping: stopped after epoch 2 of 4" in notes[1]
+    again, told, _ = fit(arrays, plain, checkpoint=checkpoint, die_after=2, **options)
+    assert [array.tobytes() for array in again] == [array.tobytes() for array in first]
+    assert told[0] == notes[0]
+    assert told[-1] == notes[1]
+    assert "resumed from epoch 2" in told[1]
+
+
+def test_random_layers_draw_anew_every_epoch_and_are_left_as_they_were(arrays: Path) -> None:
+    import tf_keras
+
+    model = tf_keras.Sequential([tf_keras.Input((50,)), tf_keras.layers.Dropout(0.5)])
+    config = model.get_config()
+    drawn = []
+    with finetune.epoch_seeds(model, 1) as seeds:
+        for epoch in (0, 1, 0):
+            seeds.on_epoch_begin(epoch)
+            drawn.append(model(np.ones((1, 50)), training=True).numpy().tobytes())
+    assert drawn[0] == drawn[2] != drawn[1]
+    assert model.get_config() == config
+    assert not model.weights
+
+
+def test_a_damaged_or_foreign_checkpoint_is_not_used_and_said(tmp_path: Path, arrays: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "state")
+    whole, _, _ = fit(arrays, plain, epochs=2)
+    fit(arrays, plain, checkpoint=checkpoint, epochs=1)
+    state = checkpoint.path.read_bytes()
+    for damaged in (state[:-1], state[:200] + b"\1" + state[201:], b"", b"x" * 500):
+        checkpoint.path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged"):
+            checkpoints.read(checkpoint.path)
+    weights, notes, _ = fit(arrays, plain, checkpoint=Checkpoint(checkpoint.path, seconds=1000), epochs=2)
+    assert notes[-1] == "the checkpoint of an earlier run was not used, it is damaged: the fit began anew"
+    assert [array.tobytes() for array in weights] == [array.tobytes() for array in whole]
+    checkpoint.path.write_bytes(state)
+    _, notes, _ = fit(arrays, noisy, checkpoint=checkpoint, epochs=1)
+    assert "its weights are not those of the model" in notes[-1]
+    checkpoint.path.write_bytes(state)
+    _, notes, _ = fit(arrays, plain, checkpoint=checkpoint, epochs=1, optimizer="sgd")
+    assert "its optimizer variables are not those of the model" in notes[-1]
+
+
+def test_nothing_is_written_before_its_time(tmp_path: Path, arrays: Path) -> None:
+    fit(arrays, plain, checkpoint=Checkpoint(tmp_path / "state", seconds=1000), epochs=2)
+    assert not list(tmp_path.iterdir())
