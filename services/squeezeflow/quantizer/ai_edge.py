@@ -34,8 +34,8 @@ def run(params: technique_pb2.Quantize, inputs: StepInputs, report: Report) -> S
 
     Errors: INVALID_PARAMETER (parameters that do not go together, a pattern without a layer), UNSUPPORTED_INPUT (a
     TFLite file that is not float), UNSUPPORTED_OP, UNSUPPORTED_LAYER (no weight to quantize), DATA_MISSING (INT8
-    without samples), OUTPUT_MISMATCH (below `min_sqnr_db`), NON_FINITE_OUTPUT, INVARIANT_BROKEN, and those of opening and
-    converting a model.
+    without samples), OUTPUT_MISMATCH (below `min_sqnr_db`), NON_FINITE_OUTPUT, INVARIANT_BROKEN, and those of opening
+    and converting a model.
     """
     check(params)
     began = time.perf_counter()
@@ -65,8 +65,10 @@ def run(params: technique_pb2.Quantize, inputs: StepInputs, report: Report) -> S
         threads=max(1, inputs.threads),
     )
     final = TfliteFile.read(target)
-    integers, notes = check_weights(final, planned)
-    kept = invariants.require([integers, *_kept(source, final)])
+    checked, notes = check_weights(final, planned)
+    invariants.require([checked])
+    integers = (checked,) if _integer(planned) else ()
+    kept = (*integers, *invariants.require(_kept(source, final)))
     return StepOutputs(
         artifact=ArtifactPath(artifact_pb2.ARTIFACT_KIND_TFLITE, target),
         contract=proved.contract,
@@ -78,6 +80,8 @@ def run(params: technique_pb2.Quantize, inputs: StepInputs, report: Report) -> S
             *(bound.notes if bound else ()),
             *calibrated,
             *notes,
+            # float16 weights are no integers: then it is told.
+            *(() if integers else (checked.detail,)),
             *proved.notes,
             _sizes(path, target),
         ),
@@ -149,8 +153,11 @@ def _samples(
 
 def _closeness(planned: Plan) -> str:
     """Gives the mode by which the proof judges: as tight as float16 where nothing became an integer."""
-    integer = planned.mode == "int8" or planned.dtypes & {"int8", "int4"}
-    return "int8" if integer else "float16"
+    return "int8" if _integer(planned) else "float16"
+
+
+def _integer(planned: Plan) -> bool:
+    return planned.mode == "int8" or bool(planned.dtypes & {"int8", "int4"})
 
 
 def check_weights(final: TfliteFile, planned: Plan) -> tuple[step_pb2.Invariant, tuple[str, ...]]:

@@ -16,6 +16,7 @@ from squeezeflow.core import contracts
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.core.tflite import TfliteFile
 from squeezeflow.core.tflite.layout import Operator
+from squeezeflow.core.tflite.values import real_values
 from squeezeflow.core.tflite.weights import channel_axis
 
 
@@ -305,6 +306,29 @@ def test_packed_and_short_types_are_read(tmp_path, dtype, data, shape, values):
     assert file.tensors[0].raw_bytes == len(data)
 
 
+def test_int4_values_in_blocks_have_the_scale_of_their_block(tmp_path):
+    built = Built()
+    in_blocks(built)
+    file = TfliteFile.read(built.write(tmp_path / "model.tflite"))
+    tensor = file.main.tensors[0]
+    assert (tensor.size, tensor.block_size, tensor.quantized_dimension) == (8, 2, -1)
+    assert tensor.scales == (0.5, 2, 4, 8)
+    np.testing.assert_array_equal(file.data(0), [[1, 2, -1, -8], [0, 7, 0, 0]])
+    np.testing.assert_array_equal(real_values(tensor), [[0.5, 1, -2, -16], [0, 28, 0, 0]])
+    description = file.tensors[0]
+    assert (description.dtype, description.raw_bytes) == ("int4", 4)
+    assert (description.sparsity, description.unique_values) == (3 / 8, 6)
+
+
+def test_values_of_channels_have_the_scale_of_their_channel(tmp_path):
+    built = Built()
+    data = np.array([[1, -2, 3], [4, 5, -6]], np.int8)
+    tensor = built.tensor("w", "INT8", [2, 3], buffer=built.buffer(data.tobytes()), scale=[1.0, 2.0, 4.0])
+    tensor.quantization.quantizedDimension, tensor.quantization.zeroPoint = 1, [0, 1, 0]
+    read_back = TfliteFile.read(built.write(tmp_path / "model.tflite")).main.tensors[0]
+    np.testing.assert_array_equal(real_values(read_back), [[1, -6, 12], [4, 8, -24]])
+
+
 def test_zeros_are_counted_at_the_zero_point(tmp_path):
     built = Built()
     tensor = built.tensor("w", "UINT8", [2, 2], buffer=built.buffer(bytes([128, 0, 7, 128])), scale=[0.5])
@@ -335,7 +359,28 @@ def scale_along(built: Built, dimension: int) -> None:
     ).quantization.quantizedDimension = dimension
 
 
+def in_blocks(
+    built: Built, *, size: int = 2, scales: list[float] | None = None, holder: int | None = None, zero_points: int = -1
+):
+    """Adds int4 weights [[1, 2, −1, −8], [0, 7, 0, 0]] with a scale for every `size` of a row, in another tensor."""
+    weights = built.tensor("w", "INT4", [2, 4], buffer=built.buffer(bytes([0x21, 0x8F, 0x70, 0x00])))
+    values = np.array([0.5, 2, 4, 8] if scales is None else scales, "<f2")
+    built.tensor("w_scales", "FLOAT16", [values.size], buffer=built.buffer(values.tobytes()))
+    details = built.schema.BlockwiseQuantizationT()
+    details.scales, details.zeroPoints, details.blockSize = 1 if holder is None else holder, zero_points, size
+    weights.quantization = built.schema.QuantizationParametersT()
+    weights.quantization.details = details
+    weights.quantization.detailsType = built.schema.QuantizationDetails.BlockwiseQuantization
+
+
 BREAKS = {
+    "blocks that do not divide their axis": lambda b: in_blocks(b, size=3, scales=[1.0] * 2),
+    "blocks of no size": lambda b: in_blocks(b, size=0),
+    "too few scales for the blocks": lambda b: in_blocks(b, scales=[1.0] * 3),
+    "block scales that are not there": lambda b: in_blocks(b, holder=9),
+    "block scales that are integers": lambda b: in_blocks(b, holder=0),
+    "a block scale that is not finite": lambda b: in_blocks(b, scales=[1.0, 1.0, 1.0, float("inf")]),
+    "zero points by block": lambda b: in_blocks(b, zero_points=1),
     "values that do not fill the shape": lambda b: b.tensor("w", "FLOAT32", [3], buffer=b.buffer(b"1234")),
     "a negative size": lambda b: b.tensor("w", "FLOAT32", [-7]),
     "a huge shape": lambda b: b.tensor("w", "FLOAT32", [2**31 - 1] * 4, buffer=b.buffer(b"1234")),

@@ -185,6 +185,8 @@ def test_float16_halves_every_weight(run: Run, tflite: Path) -> None:
     assert set(dtypes(outputs).values()) == {"float16"}
     (close,) = [invariant for invariant in outputs.invariants if invariant.name == "close"]
     assert "for float16" in close.detail
+    assert "integer" not in {invariant.name for invariant in outputs.invariants}
+    assert "5 of 5 weights are float16" in outputs.notes
 
 
 # Blocks
