@@ -20,5 +20,10 @@ def mounts(worker: Worker) -> list[Mount]:
 
 
 if __name__ == "__main__":
-    engine = tensorflow_engine("squeezeflow.quantizer.quantize")
+    engine = tensorflow_engine(
+        "squeezeflow.quantizer.quantize",
+        "squeezeflow.quantizer.ai_edge",
+        "squeezeflow.quantizer.train_quantized",
+        packages=("ai-edge-quantizer", "tensorflow-model-optimization"),
+    )
     sys.exit(run_worker(lambda: load("quantizer", os.environ), engine, mounts))
