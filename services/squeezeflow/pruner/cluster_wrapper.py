@@ -15,12 +15,9 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 from tensorflow_model_optimization.python.core.clustering.keras.cluster_wrapper import ClusterWeights
-from tensorflow_model_optimization.python.core.clustering.keras.clustering_algorithm import (
-    ClusteringAlgorithm,
-    ClusteringAlgorithmPerChannel,
-)
 
 from squeezeflow.pruner.cluster_plan import KernelPlan
+from squeezeflow.pruner.nearest_centroid import ByChannel, Whole
 
 
 class Clustered(ClusterWeights):
@@ -62,7 +59,7 @@ class Clustered(ClusterWeights):
                 dtype=original.dtype,
                 initializer=tf_keras.initializers.Constant(centroids),
             )
-            made = ClusteringAlgorithmPerChannel if plan.per_channel else ClusteringAlgorithm
+            made = ByChannel if plan.per_channel else Whole
             # The layout of Keras kernels does not depend on the layer's data_format.
             algorithm = made(self.cluster_centroids[name], self.cluster_gradient_aggregation, "channels_last")
             self.clustering_algorithms[name] = algorithm
