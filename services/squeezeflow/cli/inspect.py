@@ -34,28 +34,27 @@ def heading(description: model_pb2.ModelDescription) -> Iterator[str]:
     yield f"size        {size(sizes.raw_bytes)} raw, {size(sizes.deflated_bytes)} deflated"
     if description.parameters:
         yield f"parameters  {description.parameters:,}"
+    if description.operators:
+        yield f"MACs        {description.macs:,}"
+        yield f"arena peak  {size(description.arena_peak_bytes)}, planned without delegates"
     for signature in description.signatures:
         yield f"signature   {signature}"
     for tensor in description.contract.inputs:
         yield f"input       {_tensor(tensor)}"
     for tensor in description.contract.outputs:
         yield f"output      {_tensor(tensor)}"
+    for note in description.notes:
+        yield f"note        {note}"
     for finding in description.findings:
         yield f"refused     {finding}"
 
 
 def _show(output: Output, description: model_pb2.ModelDescription) -> None:
-    from squeezeflow.cli import tables
+    from squeezeflow.cli.model_tables import model_tables
 
     output.show(*heading(description))
-    if description.techniques:
-        output.show("", tables.techniques_table(description))
-    if description.layers:
-        output.show("", tables.layers_table(description))
-    if description.tensors:
-        output.show("", tables.tensors_table(description))
-    if description.operators:
-        output.show("", tables.operators_table(description))
+    for table in model_tables(description):
+        output.show("", table)
 
 
 def _tensor(tensor: contract_pb2.TensorContract) -> str:

@@ -25,9 +25,15 @@ def list_jobs(settings: Settings, output: Output, *, page_size: int, page_token:
 
 
 def get(settings: Settings, output: Output, job_id: str) -> int:
-    """Writes a job as it stands."""
+    """Writes a job as it stands, and what its files cost."""
     with open_session(settings, output, _NEEDS) as session:
-        answer(output, session.client.get_job(job_id))
+        job = session.client.get_job(job_id)
+    from squeezeflow.cli import tables
+
+    answer(output, job)
+    costs = tables.costs_table(job)
+    if costs.row_count:
+        output.show("", costs)
     return exits.DONE
 
 

@@ -1,4 +1,4 @@
-"""Jobs, models and artifacts as tables for a person."""
+"""Jobs and artifacts as tables for a person."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich import box
 from rich.table import Table
 
-from squeezeflow.v1 import artifact_pb2, jobs_pb2, model_pb2, step_pb2
+from squeezeflow.v1 import artifact_pb2, jobs_pb2, step_pb2
 
 _STATE_PREFIX = "JOB_STATE_"
 _KIND_PREFIX = "ARTIFACT_KIND_"
@@ -35,10 +35,18 @@ def kind(number: int) -> str:
     return artifact_pb2.ArtifactKind.Name(number).removeprefix(_KIND_PREFIX).lower()
 
 
+def table(*columns: tuple[str, str]) -> Table:
+    """Gives an empty table: columns by header and justification, cells that are too wide folded."""
+    empty = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for header, justify in columns:
+        empty.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    return empty
+
+
 def job_table(job: jobs_pb2.Job) -> Table:
     """Gives one row a candidate: sizes, figures, proofs, and why it failed."""
     regression = any("mae" in candidate.metrics for candidate in job.candidates)
-    table = _table(
+    rows = table(
         ("recipe", "left"),
         ("raw", "right"),
         ("deflated", "right"),
@@ -49,7 +57,7 @@ def job_table(job: jobs_pb2.Job) -> Table:
         ("note", "left"),
     )
     for candidate in job.candidates:
-        table.add_row(
+        rows.add_row(
             candidate.recipe,
             size(candidate.sizes.raw_bytes) if candidate.HasField("sizes") else "–",
             size(candidate.sizes.deflated_bytes) if candidate.HasField("sizes") else "–",
@@ -61,7 +69,18 @@ def job_table(job: jobs_pb2.Job) -> Table:
             _invariants(candidate.invariants),
             _note(candidate),
         )
-    return table
+    return rows
+
+
+def costs_table(job: jobs_pb2.Job) -> Table:
+    """Gives one row a finished candidate: what its file costs wherever it runs."""
+    rows = table(("recipe", "left"), ("parameters", "right"), ("MACs", "right"), ("arena peak", "right"))
+    for candidate in job.candidates:
+        costs = candidate.metrics
+        if "macs" in costs:
+            parameters, macs = (f"{costs[name].value:,.0f}" for name in ("parameters", "macs"))
+            rows.add_row(candidate.recipe, parameters, macs, size(int(costs["arena_peak_bytes"].value)))
+    return rows
 
 
 def job_lines(job: jobs_pb2.Job) -> list[str]:
@@ -77,81 +96,19 @@ def job_lines(job: jobs_pb2.Job) -> list[str]:
 
 def jobs_table(jobs: Iterable[jobs_pb2.Job]) -> Table:
     """Gives one row a job, in the order given."""
-    table = _table(("job", "left"), ("state", "left"), ("created", "left"), ("seconds", "right"), ("recipes", "left"))
+    rows = table(("job", "left"), ("state", "left"), ("created", "left"), ("seconds", "right"), ("recipes", "left"))
     for job in jobs:
         names = [recipe.name for recipe in job.spec.recipes]
-        table.add_row(job.id, state(job.state), when(job.create_time), _seconds(job), " ".join(names))
-    return table
+        rows.add_row(job.id, state(job.state), when(job.create_time), _seconds(job), " ".join(names))
+    return rows
 
 
 def artifacts_table(artifacts: Iterable[artifact_pb2.Artifact]) -> Table:
     """Gives one row an artifact, with its whole digest."""
-    table = _table(("digest", "left"), ("kind", "left"), ("size", "right"), ("stored", "left"))
+    rows = table(("digest", "left"), ("kind", "left"), ("size", "right"), ("stored", "left"))
     for artifact in artifacts:
-        table.add_row(artifact.digest, kind(artifact.kind), size(artifact.size_bytes), when(artifact.create_time))
-    return table
-
-
-def layers_table(description: model_pb2.ModelDescription) -> Table:
-    """Gives one row a layer, and for each technique what it would do with it."""
-    techniques = sorted({t.technique for layer in description.layers for t in layer.techniques})
-    table = _table(("layer", "left"), ("class", "left"), ("output", "left"), ("parameters", "right"))
-    for technique in techniques:
-        table.add_column(technique)
-    for layer in description.layers:
-        support = {t.technique: t for t in layer.techniques}
-        cells = [_support(support.get(technique)) for technique in techniques]
-        table.add_row(layer.name, layer.class_name, shape(layer.output_shape), f"{layer.parameters:,}", *cells)
-    return table
-
-
-def techniques_table(description: model_pb2.ModelDescription) -> Table:
-    """Gives one row a technique: whether it takes this model, and why not."""
-    table = _table(("technique", "left"), ("takes this model", "left"))
-    for technique in description.techniques:
-        table.add_row(technique.technique, _support(technique))
-    return table
-
-
-def tensors_table(description: model_pb2.ModelDescription) -> Table:
-    """Gives one row a tensor of a TFLite file."""
-    table = _table(
-        ("#", "right"),
-        ("tensor", "left"),
-        ("dtype", "left"),
-        ("shape", "left"),
-        ("scale", "left"),
-        ("zero point", "left"),
-        ("bytes", "right"),
-        ("sparsity", "right"),
-        ("distinct", "right"),
-    )
-    for tensor in description.tensors:
-        held = tensor.constant
-        table.add_row(
-            str(tensor.index),
-            tensor.name,
-            tensor.dtype,
-            shape(tensor.shape),
-            _per_axis(tensor.scales, tensor.quantized_dimension),
-            _per_axis(tensor.zero_points, tensor.quantized_dimension),
-            size(tensor.raw_bytes) if held else "",
-            f"{tensor.sparsity:.3f}" if held else "",
-            str(tensor.unique_values) if held else "",
-        )
-    return table
-
-
-def operators_table(description: model_pb2.ModelDescription) -> Table:
-    """Gives one row an operator of a TFLite file, in execution order."""
-    table = _table(
-        ("#", "right"), ("operator", "left"), ("arithmetic", "left"), ("inputs", "left"), ("outputs", "left")
-    )
-    for operator in description.operators:
-        inputs = " ".join(str(index) for index in operator.inputs)
-        outputs = " ".join(str(index) for index in operator.outputs)
-        table.add_row(str(operator.index), operator.name, operator.arithmetic, inputs, outputs)
-    return table
+        rows.add_row(artifact.digest, kind(artifact.kind), size(artifact.size_bytes), when(artifact.create_time))
+    return rows
 
 
 def shape(axes: Sequence[int]) -> str:
@@ -162,13 +119,6 @@ def shape(axes: Sequence[int]) -> str:
 def when(timestamp: Timestamp) -> str:
     """Gives a time in UTC to the second; empty where it is not set."""
     return f"{timestamp.ToDatetime():%Y-%m-%d %H:%M:%SZ}" if timestamp.seconds else ""
-
-
-def _table(*columns: tuple[str, str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for header, justify in columns:
-        table.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    return table
 
 
 def _figure(metrics: Metrics, name: str, factor: float, digits: int, unit: str = "") -> str:
@@ -212,19 +162,3 @@ def _seconds(job: jobs_pb2.Job) -> str:
     if not (job.HasField("end_time") and job.HasField("create_time")):
         return ""
     return f"{(job.end_time.ToNanoseconds() - job.create_time.ToNanoseconds()) / 1e9:.1f}"
-
-
-def _support(technique: model_pb2.TechniqueSupport | None) -> str:
-    if technique is None:
-        return ""
-    return "yes" if technique.supported else f"no: {technique.reason}"
-
-
-def _per_axis(values: Sequence[float], axis: int) -> str:
-    if not values:
-        return ""
-    if len(values) == 1:
-        return f"{values[0]:.6g}"
-    low, high = min(values), max(values)
-    spread = f"{low:.4g}" if low == high else f"{low:.4g}…{high:.4g}"
-    return f"{spread} (axis {axis}, {len(values)})"

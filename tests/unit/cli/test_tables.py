@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
+from tests.layer_models import FER
 
 from squeezeflow.cli import tables
 from squeezeflow.cli.inspect import heading
+from squeezeflow.cli.model_tables import model_tables
 from squeezeflow.cli.output import Output, message_json
+from squeezeflow.core.tflite import TfliteFile
 from squeezeflow.v1 import artifact_pb2, jobs_pb2, model_pb2, step_pb2
 
 
-def printed(*parts: object) -> str:
+def printed(*parts: object, width: int = 160) -> str:
     stream = io.StringIO()
-    console = Console(file=stream, width=160, color_system=None, markup=False, emoji=False, highlight=False)
+    console = Console(file=stream, width=width, color_system=None, markup=False, emoji=False, highlight=False)
     for part in parts:
         console.print(part, soft_wrap=isinstance(part, str))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
@@ -80,11 +84,20 @@ def description() -> model_pb2.ModelDescription:
         quantized_dimension=0,
         constant=True,
         raw_bytes=200,
+        deflated_bytes=120,
         sparsity=0.805,
         unique_values=33,
+        unique_values_per_channel=8,
+        layer="dense",
     )
     shown.tensors.add(index=2, name="x", dtype="float32", shape=[1, 20], quantized_dimension=-1)
     shown.operators.add(index=0, name="FULLY_CONNECTED", inputs=[2, 1, -1], outputs=[3], arithmetic="hybrid")
+    shown.operators[0].layer, shown.operators[0].macs = "dense, relu", 200
+    shown.operators[0].reason = "weights are int8, activations are float"
+    shown.operators.add(index=1, name="SOFTMAX", inputs=[3], outputs=[4], arithmetic="float", reason="left float")
+    shown.operators.add(index=2, name="RESHAPE", inputs=[4], outputs=[5], arithmetic="float", reason="left float")
+    shown.macs, shown.arena_peak_bytes = 200, 16320
+    shown.notes.append("macs count the bodies of loops once")
     return shown
 
 
@@ -94,12 +107,27 @@ def test_a_description_is_shown_as_its_golden_tables(check_golden):
         "description.txt",
         printed(
             *heading(shown),
-            tables.techniques_table(shown),
-            tables.layers_table(shown),
-            tables.tensors_table(shown),
-            tables.operators_table(shown),
+            *model_tables(shown),
+            width=100,
         ),
     )
+
+
+def test_a_real_file_is_shown_within_100_columns():
+    file = TfliteFile.read(FER)
+    shown = model_pb2.ModelDescription(tensors=file.tensors, operators=file.operators)
+    lines = printed(*model_tables(shown), width=100).splitlines()
+    assert max(len(line) for line in lines) <= 100
+    # Headers are whole, and numbers are not folded.
+    assert any(
+        re.search("constant.*dtype.*shape.*raw.*deflated.*sparsity.*distinct.*a channel", line) for line in lines
+    )
+    assert any("10,163" not in line and "2,073,600" in line for line in lines)
+    assert any("weights under 1,024 elements" in line for line in lines)
+
+
+def test_what_files_cost_is_shown_for_those_that_are_there(sample_job, check_golden):
+    check_golden("costs.txt", printed(tables.costs_table(sample_job)))
 
 
 def test_a_description_is_printed_as_its_golden_document(check_golden):

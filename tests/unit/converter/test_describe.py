@@ -129,6 +129,9 @@ assert "tensorflow" not in sys.modules
     assert any(operator.name == "CONV_2D" for operator in found.operators)
     assert any(tensor.dtype == "int8" and len(tensor.scales) > 1 for tensor in found.tensors)
     assert "TFLite already" in reasons(found.techniques)["convert"]
+    assert (found.parameters, found.macs, found.arena_peak_bytes) == (56463, 10163392, 534784)
+    assert found.operators[1].layer.startswith("conv2d_2_1")
+    assert found.operators[1].reason == "weights under 1,024 elements"
 
 
 def test_damage_is_malformed_and_a_dataset_is_no_model(tmp_path: Path) -> None:

@@ -227,3 +227,15 @@ def test_an_order_that_is_only_a_little_better_is_chance() -> None:
     noise = {name: generator.normal(size=(4, 8)) for name in ("a", "b")}
     found, _ = matching.by_value(contract, lambda _: noise, {"a": np.zeros((4, 8))}, expected)
     assert [tensor.signature_name for tensor in found.outputs] == ["output_0", "output_1"]
+
+
+def test_a_proof_counts_what_the_file_costs(cnn: Source, cnn_tflite: Path) -> None:
+    metrics = proof.prove(cnn, cnn_tflite, bound=None, mode="float32").metrics
+    # conv, depthwise, conv_2, dense, probabilities.
+    convolutions = 13 * 13 * 8 * 9 + 11 * 11 * 8 * 9 + 5 * 5 * 16 * 9 * 8
+    assert metrics["macs"].value == convolutions + 400 * 32 + 32 * 10
+    # BatchNormalization is folded: only its bias is left; biases that are zero may be left out or shared.
+    assert 14_400 < metrics["parameters"].value <= 14_514 - 3 * 8
+    # The image, which stays, and the two largest values in a row; places are multiples of 64 bytes.
+    largest = 4 * (28 * 28 + 13 * 13 * 8 + 11 * 11 * 8)
+    assert largest <= metrics["arena_peak_bytes"].value < largest + 2 * 64
