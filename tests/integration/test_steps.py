@@ -313,3 +313,65 @@ async def test_kill_9_of_a_child_is_a_crash_and_not_a_hang(bench: Bench) -> None
     await bench.until(lambda: _has_run(count))
     os.kill(int(count.read_text()), signal.SIGKILL)
     assert (await failing).reason == "CHILD_CRASHED"
+
+
+def kept(bench: Bench) -> list[str]:
+    """Gives the actions that have a checkpoint."""
+    prefix = "tenants/default/checkpoints/"
+    return [key.removeprefix(prefix) for key in bench.store.list(prefix)]
+
+
+async def state_of(bench: Bench, action: str) -> bytes:
+    keys = kept(bench)
+    return bench.store.get_bytes(f"tenants/default/checkpoints/{action}") if action in keys else b""
+
+
+async def test_a_step_that_crashed_goes_on_from_the_newest_state_of_its_child(bench: Bench) -> None:
+    digest = bench.model(states=["epoch 1", "epoch 2"], seconds=0.5, crash=True, once=True)
+    call = bench.call(digest)
+    action = (await anext(aiter(call))).accepted.action
+    await bench.until(lambda: _has_state(bench, action, b"epoch 2"))
+    with pytest.raises(grpc.aio.AioRpcError):
+        async for _ in call:
+            pass
+    result = result_of(await bench.events(digest))
+    assert list(result.notes) == ["toy", "resumed from epoch 2"]
+    assert result.action == action
+    assert kept(bench) == []
+
+
+async def _has_state(bench: Bench, action: str, state: bytes) -> bool:
+    return await state_of(bench, action) == state
+
+
+async def test_results_and_refusals_leave_no_checkpoint(bench: Bench) -> None:
+    seen = []
+    for wish in ({}, {"raise": "NON_FINITE_OUTPUT"}):
+        call = bench.call(bench.model(states=["epoch 1"], seconds=0.5, **wish))
+        action = (await anext(aiter(call))).accepted.action
+        await bench.until(lambda action=action: _has_state(bench, action, b"epoch 1"))
+        try:
+            seen.append([event.WhichOneof("event") async for event in call][-1])
+        except grpc.aio.AioRpcError as error:
+            seen.append(from_rpc_error(error, "toy").reason)
+        assert kept(bench) == []
+    assert seen == ["result", "NON_FINITE_OUTPUT"]
+
+
+@pytest.mark.parametrize("bench", [{"linger_seconds": 0.2}], indirect=True)
+async def test_a_cancelled_step_loses_its_checkpoint_and_an_abandoned_one_does_not(bench: Bench) -> None:
+    actions = []
+    for number in range(2):
+        call = bench.call(bench.model(states=["epoch 1"], seconds=60, number=number))
+        action = (await anext(aiter(call))).accepted.action
+        actions.append(action)
+        await bench.until(lambda action=action: _has_state(bench, action, b"epoch 1"))
+        if number == 0:
+            await bench.steps.CancelStep(step_pb2.CancelStepRequest(action=action))
+        call.cancel()
+        await bench.until(lambda: _none_runs(bench))
+    assert kept(bench) == actions[1:]
+
+
+async def _none_runs(bench: Bench) -> bool:
+    return not await bench.running()

@@ -35,6 +35,7 @@ class ServiceConfig:
         max_queued_steps: steps that wait; one more is refused as OVERLOADED.
         linger_seconds: how long a step goes on after its last watcher left.
         step_wall_seconds, step_memory_mib: limits of one step.
+        checkpoint_seconds: least time between two checkpoints of a fit; 0: one every epoch.
         shutdown_seconds: how long running calls may take to end after SIGTERM.
         stop_on_stdin_eof: stop when standard input closes: the process that started us is gone.
         reuse_port: bind a port that the starting process holds reserved.
@@ -53,6 +54,7 @@ class ServiceConfig:
     linger_seconds: float
     step_wall_seconds: float
     step_memory_mib: int
+    checkpoint_seconds: float
     shutdown_seconds: float
     stop_on_stdin_eof: bool
     reuse_port: bool
@@ -140,6 +142,7 @@ def load(service: str, environ: Mapping[str, str]) -> ServiceConfig:
         linger_seconds=env.number("LINGER_SECONDS", 120, low=0, high=86400, kind=float),
         step_wall_seconds=env.number("STEP_WALL_SECONDS", 6 * 3600, low=1, high=30 * 86400, kind=float),
         step_memory_mib=env.number("STEP_MEMORY_MIB", 8192, low=256, high=1 << 20),
+        checkpoint_seconds=env.number("CHECKPOINT_SECONDS", 60, low=0, high=86400, kind=float),
         shutdown_seconds=env.number("SHUTDOWN_SECONDS", 20, low=0, high=3600, kind=float),
         stop_on_stdin_eof=env.flag("STOP_ON_STDIN_EOF"),
         reuse_port=env.flag("REUSE_PORT"),

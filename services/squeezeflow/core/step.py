@@ -10,7 +10,7 @@ import base64
 import importlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -138,6 +138,13 @@ def execute(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -
         threads=payload["threads"],
     )
 
+    news: dict[str, Any] = {}
+
+    def saved() -> None:
+        # A number that only grows: of several reports in a short time only the newest arrives.
+        news["checkpoint"] = news.get("checkpoint", 0) + 1
+        report(dict(news))
+
     def tell(
         fraction: float,
         stage: str,
@@ -146,7 +153,7 @@ def execute(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -
         metrics: Mapping[str, float] | None = None,
         eta_seconds: float | None = None,
     ) -> None:
-        report(
+        news.update(
             {
                 "fraction": fraction,
                 "stage": stage,
@@ -155,6 +162,11 @@ def execute(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -
                 "eta_seconds": eta_seconds,
             }
         )
+        report(dict(news))
+
+    if payload["checkpoint"] is not None:
+        path, seconds = payload["checkpoint"]
+        inputs = replace(inputs, checkpoint=Checkpoint(Path(path), seconds, saved))
 
     began = time.perf_counter()
     run: TechniqueRun = getattr(importlib.import_module(module), function)

@@ -36,6 +36,7 @@ class RunningStep:
         self._changed: set[asyncio.Event] = set()
         self._task: asyncio.Task[None] | None = None
         self._why_ended: SqueezeflowError | None = None
+        self.for_good = False
 
     def start(self, work: Coroutine[Any, Any, step_pb2.StepResult]) -> None:
         """Runs the work in a task of its own."""
@@ -65,10 +66,11 @@ class RunningStep:
         self.done.set()
         self._tell()
 
-    def end(self, why: SqueezeflowError) -> None:
-        """Ends the step now; all its watchers get the reason."""
+    def end(self, why: SqueezeflowError, *, for_good: bool = False) -> None:
+        """Ends the step now; all its watchers get the reason. `for_good`: nobody will want to go on with it."""
         if self._task is not None and not self.done.is_set():
             self._why_ended = why
+            self.for_good = for_good
             self._task.cancel()
 
     def running(self) -> None:

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +31,7 @@ from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.core.sandbox import ChildResult, Limits, Sandbox
 from squeezeflow.core.step import StepInputs, encode_request
 from squeezeflow.core.store import Store
+from squeezeflow.rpc.checkpointing import OVERCOME, StepCheckpoint
 from squeezeflow.rpc.errors import RETRY_AFTER
 from squeezeflow.rpc.running import RunningStep
 from squeezeflow.rpc.tenant import current_tenant
@@ -61,6 +62,11 @@ class StepCall:
     scale: Sequence[float] = ()
     offset: Sequence[float] = ()
     cacheable: bool = True
+
+    @property
+    def trains(self) -> bool:
+        """Whether the technique fits the model: such a step keeps checkpoints."""
+        return self.cacheable and "fine_tune" in self.params.DESCRIPTOR.fields_by_name
 
 
 class StepRunner:
@@ -124,7 +130,7 @@ class StepRunner:
     def cancel(self, action: str) -> step_pb2.Step:
         """Ends a running step of the caller's tenant."""
         running = self._find(action)
-        running.end(SqueezeflowError("CANCELLED", "the step was cancelled by a caller"))
+        running.end(SqueezeflowError("CANCELLED", "the step was cancelled by a caller"), for_good=True)
         return running.step
 
     def list(self) -> list[step_pb2.Step]:
@@ -185,12 +191,30 @@ class StepRunner:
 
     async def _tracked(self, tenant: str, action: Action, call: StepCall, running: RunningStep) -> step_pb2.StepResult:
         try:
-            return await self._queued(tenant, action, call, running)
+            if not call.trains:
+                return await self._queued(tenant, action, call, running, None)
+            return await self._kept(tenant, action, call, running)
         finally:
             del self._running[tenant, action.digest]
             self._recent.append((tenant, running.step))
 
-    async def _queued(self, tenant: str, action: Action, call: StepCall, running: RunningStep) -> step_pb2.StepResult:
+    async def _kept(self, tenant: str, action: Action, call: StepCall, running: RunningStep) -> step_pb2.StepResult:
+        checkpoint = StepCheckpoint(self._store, tenant, action.digest, self._config.checkpoint_seconds)
+        forget = True
+        try:
+            return await self._queued(tenant, action, call, running, checkpoint)
+        except SqueezeflowError as error:
+            forget = error.reason not in OVERCOME
+            raise
+        except asyncio.CancelledError:
+            forget = running.for_good
+            raise
+        finally:
+            await checkpoint.settle(forget=forget)
+
+    async def _queued(
+        self, tenant: str, action: Action, call: StepCall, running: RunningStep, checkpoint: StepCheckpoint | None
+    ) -> step_pb2.StepResult:
         asked = time.perf_counter()
         async with self._slots:
             running.running()
@@ -199,7 +223,7 @@ class StepRunner:
             self._config.workdir.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=f"{action.technique}-", dir=self._config.workdir))
             try:
-                result = await self._execute(tenant, action, call, running, folder)
+                result = await self._execute(tenant, action, call, running, folder, checkpoint)
                 result.seconds["queue"] = queued
                 if call.cacheable:
                     cache = self.cache(tenant)
@@ -210,18 +234,32 @@ class StepRunner:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _execute(
-        self, tenant: str, action: Action, call: StepCall, running: RunningStep, folder: Path
+        self,
+        tenant: str,
+        action: Action,
+        call: StepCall,
+        running: RunningStep,
+        folder: Path,
+        checkpoint: StepCheckpoint | None,
     ) -> step_pb2.StepResult:
         artifacts = self.artifacts(tenant)
         began = time.perf_counter()
         running.progress(step_pb2.StepProgress(stage="fetching"))
         inputs = await asyncio.to_thread(self._fetch, artifacts, action, call, folder)
+        if checkpoint is not None:
+            inputs = replace(inputs, checkpoint=await checkpoint.fetch(folder / "checkpoint"))
         fetched = time.perf_counter()
+
+        def heard(news: dict[str, Any]) -> None:
+            if checkpoint is not None:
+                checkpoint.look(news)
+            running.progress(_progress(news))
+
         child = await self._sandbox.run(
             "squeezeflow.core.step:execute",
             encode_request(call.entry, action.params, inputs),
             limits=Limits(wall_seconds=self._config.step_wall_seconds, memory_mib=self._config.step_memory_mib),
-            on_progress=lambda news: running.progress(_progress(news)),
+            on_progress=heard,
         )
         ran = time.perf_counter()
         running.progress(step_pb2.StepProgress(fraction=1.0, stage="storing"))

@@ -23,6 +23,9 @@ def run(params: Any, inputs: StepInputs, report: Report) -> StepOutputs:
     if "count" in wish:
         with Path(wish["count"]).open("a") as runs:
             runs.write(f"{os.getpid()}\n")
+    resumed = _keep(wish, inputs) if inputs.checkpoint else ""
+    if resumed and wish.get("once"):
+        wish = {}
     began = time.monotonic()
     while (elapsed := time.monotonic() - began) < wish.get("seconds", 0):
         report(elapsed / wish["seconds"], "training", epoch=1, metrics={"loss": 1.0 - elapsed / wish["seconds"]})
@@ -41,5 +44,19 @@ def run(params: Any, inputs: StepInputs, report: Report) -> StepOutputs:
         artifact=ArtifactPath(artifact_pb2.ARTIFACT_KIND_TFLITE, out),
         contract=contract_pb2.Contract(labels=["a", "b"]),
         invariants=(step_pb2.Invariant(name="finite", passed=True, detail="32 samples"),),
-        notes=("toy",),
+        notes=("toy", *([f"resumed from {resumed}"] if resumed else [])),
     )
+
+
+def _keep(wish: dict[str, Any], inputs: StepInputs) -> str:
+    """Writes the checkpoint that the model file asks for and gives the one that was there."""
+    assert inputs.checkpoint is not None
+    path, before = inputs.checkpoint.path, ""
+    if path.exists():
+        before = path.read_text()
+    for state in wish.get("states", []):
+        part = path.with_suffix(".part")
+        part.write_text(state)
+        part.replace(path)
+        inputs.checkpoint.saved()
+    return before
