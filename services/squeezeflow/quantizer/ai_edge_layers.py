@@ -8,19 +8,18 @@ Keras model are read by the names alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from squeezeflow.core.invariants.matching import LSTM_GATES, layouts
 from squeezeflow.core.tflite import TfliteFile, Weight
+from squeezeflow.core.tflite.explain import Explainer
 
-LSTM_GATES = 4
 # Names that the converter gives where it has no better ones.
 _NAMELESS = re.compile(r"^(arith\.|tfl\.|StatefulPartitionedCall|PartitionedCall|Identity|serving_default|$)")
-# The last part of a name that says what is computed with a weight.
-_COMPUTES = re.compile(r"conv|matmul|einsum|depthwise|lookup|gather|tensordot", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def _same_values(weight: Weight, kernel: np.ndarray) -> bool:
     if weight.values is None:
         return False
     flat = weight.values.reshape(-1)
-    return any(np.array_equal(order, flat) for part in _parts(kernel, flat.size) for order in _orders(part))
+    return any(np.array_equal(order, flat) for part in _parts(kernel, flat.size) for order in layouts(part))
 
 
 def _parts(kernel: np.ndarray, size: int) -> Sequence[np.ndarray]:
@@ -119,40 +118,20 @@ def _parts(kernel: np.ndarray, size: int) -> Sequence[np.ndarray]:
     return []
 
 
-def _orders(kernel: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields a Keras kernel flat, in the orders that TFLite keeps it in."""
-    yield kernel.reshape(-1)
-    yield np.moveaxis(kernel, -1, 0).reshape(-1)
-    if kernel.ndim > 2:
-        yield kernel.reshape(kernel.shape[0], -1).T.reshape(-1)
-        yield kernel.reshape(-1, kernel.shape[-1]).T.reshape(-1)
-        yield np.moveaxis(kernel, -2, 0).reshape(-1)
-
-
 def _operator_name(weight: Weight) -> str:
     prefix = f"graph_{weight.subgraph}/" if weight.subgraph else ""
     return f"{prefix}{weight.operator.lower()}_{weight.operator_index}"
 
 
 def _from_names(file: TfliteFile) -> tuple[tuple[Layer, ...], dict[Key, str]]:
-    paths = {key(weight): _path(_names(file, weight)) for weight in file.weights}
-    deep = [path for path in paths.values() if path]
-    roots = {path.split("/")[0] for path in deep}
-    # The outermost part is the model's own name where all share it.
-    cut = len(roots) == 1 and all("/" in path for path in deep)
+    """Takes the layers that the file is described with: who looks at it first finds the names for patterns there."""
+    explainers = [Explainer(graph) for graph in file.subgraphs]
     owners: dict[Key, str] = {}
-    for weight in file.weights:
-        path = paths[key(weight)]
-        owners[key(weight)] = (path.split("/", 1)[1] if cut else path) or _operator_name(weight)
     listed: dict[str, Layer] = {}
     for weight in file.weights:
-        owner = owners[key(weight)]
+        operator = file.subgraphs[weight.subgraph].operators[weight.operator_index]
+        # Of several fused layers the first is that of the weights.
+        owner = explainers[weight.subgraph].layer(operator).split(", ")[0] or _operator_name(weight)
+        owners[key(weight)] = owner
         listed.setdefault(owner, Layer(owner, weight.operator))
     return tuple(listed.values()), owners
-
-
-def _path(names: Sequence[str]) -> str:
-    """Gives the layer's part of the first name that says what is computed, else of the first with a path."""
-    paths = [name.rsplit("/", 1) for name in names if "/" in name]
-    computing = [path for path, last in paths if _COMPUTES.search(last)]
-    return next(iter(computing or [path for path, _ in paths]), "")

@@ -345,6 +345,42 @@ def test_a_loop_cannot_be_calibrated_but_has_int4_weights(run: Run, tmp_path: Pa
     assert {weight.subgraph for weight in file_of(outputs).weights} == {0, 2}
 
 
+def test_a_file_without_a_signature_has_int4_weights_but_cannot_be_calibrated(
+    run: Run, tflite: Path, tmp_path: Path
+) -> None:
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite.read_bytes(), 0))
+    model.signatureDefs = []
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    (tmp_path / "bare.tflite").write_bytes(bytes(builder.Output()))
+    assert dtypes(run(tmp_path / "bare.tflite", mode=INT4))[12800] == "int4"
+    (name,) = TfliteFile.read(tmp_path / "bare.tflite").input_names
+    error = refused(run, tmp_path / "bare.tflite", {f"{name}_train": images()}, mode=INT8)
+    assert error.reason == "UNSUPPORTED_INPUT"
+    assert "no signature" in error.message
+
+
+def test_a_table_that_is_looked_up_and_multiplied_with_stays_float_and_says_why(run: Run, tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.table = tf.Variable(np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32))
+    module.kernel = tf.Variable(np.random.default_rng(1).normal(size=(64, 48)).astype(np.float32))
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.int32, name="ids")])
+    def tied(ids: Any) -> Any:
+        logits = tf.matmul(tf.gather(module.table, ids), module.table, transpose_b=True)
+        return {"y": tf.matmul(logits, module.kernel)}
+
+    tf.saved_model.save(module, str(tmp_path / "tied"), signatures={"serving_default": tied})
+    outputs = run(tmp_path / "tied", mode=INT4)
+    assert {w.tensor.size: w.tensor.dtype for w in file_of(outputs).weights} == {2048: "float32", 3072: "int4"}
+    assert "FULLY_CONNECTED uses it too" in integer(outputs)
+
+
 @pytest.mark.parametrize("arrays", [None, {"x_test": images()}], ids=["no data", "test only"])
 def test_int8_without_calibration_samples_is_data_missing(run: Run, tflite: Path, arrays: Any) -> None:
     error = refused(run, tflite, arrays, mode=INT8)
