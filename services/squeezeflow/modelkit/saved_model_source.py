@@ -182,6 +182,11 @@ class SavedModelSource:
         """The folder that it was loaded from."""
         return self._folder
 
+    @property
+    def variables(self) -> list[Any]:
+        """The variables that the signature reads, as far as Python can reach them."""
+        return list(self._function.variables)
+
     def predict(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Gives the outputs by contract name for a batch of samples by contract name."""
         tensors = self.contract.inputs

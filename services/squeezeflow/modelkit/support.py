@@ -22,6 +22,9 @@ PRUNED_KERNELS = {
     ),
     **dict.fromkeys(["LSTM", "GRU", "SimpleRNN"], ("cell.kernel", "cell.recurrent_kernel")),
 }
+# Their kernels keep the outputs before the inputs.
+OUTPUTS_FIRST = frozenset({"Conv2DTranspose", "Conv3DTranspose"})
+_WRAPPERS = frozenset({"Bidirectional", "TimeDistributed", "RNN", "SpectralNormalization"})
 KERAS3_REASON = "a Keras 3 model; pruning needs tf_keras: save it with TF_USE_LEGACY_KERAS=1"
 _TEXT = frozenset({"StringLookup", "TextVectorization", "Hashing", "HashedCrossing"})
 # Their loops were seen to kill the converter (SIGSEGV) while it calibrates.
@@ -31,12 +34,12 @@ _KILLS_CALIBRATION = frozenset({"GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLS
 def prune_reason(layer: Any) -> str:
     """Says why pruning leaves a layer as it is; empty where its kernels are pruned."""
     name = type(layer).__name__
-    if _is_keras3(layer):
-        return KERAS3_REASON
     if name in ("DepthwiseConv1D", "DepthwiseConv2D"):
         return "depthwise kernels are not pruned: they have few weights, and each one matters"
     if not layer.weights:
         return "has no weights"
+    if name in _WRAPPERS:
+        return f"TFMOT does not reach the kernels inside {name}"
     if name not in PRUNED_KERNELS:
         return f"has no kernel that TFMOT prunes ({name})"
     return ""

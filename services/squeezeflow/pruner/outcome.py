@@ -15,7 +15,9 @@ from squeezeflow.core.step import ArtifactPath
 from squeezeflow.modelkit import proof
 from squeezeflow.modelkit.keras_file import write_keras
 from squeezeflow.modelkit.source import Source, open_source
-from squeezeflow.pruner.kernels import LayerPlan, pruned_kernels
+from squeezeflow.pruner import patterns
+from squeezeflow.pruner.kernels import LayerPlan, kernel_patterns, pruned_kernels
+from squeezeflow.pruner.patterns import Pattern
 from squeezeflow.v1 import artifact_pb2, contract_pb2, step_pb2
 
 Arrays = Mapping[str, np.ndarray]
@@ -52,7 +54,7 @@ class Outcome:
     notes: tuple[str, ...]
 
 
-def look(source: Source, bound: BoundData, workdir: Path, *, seed: int) -> Before:
+def look(source: Source, bound: BoundData | None, workdir: Path, *, seed: int) -> Before:
     """Takes down what the freshly loaded model is."""
     samples, origin = proof.draw_samples(source.contract, bound, seed)
     file = workdir / "dense.keras"
@@ -60,31 +62,27 @@ def look(source: Source, bound: BoundData, workdir: Path, *, seed: int) -> Befor
     return Before(samples, origin, source.predict(samples), source.kernels(), file)
 
 
-def prove(
-    path: Path, *, before: Before, fine_tuned: Sequence[np.ndarray], plans: Sequence[LayerPlan], sparsity: float
-) -> Outcome:
+def prove(path: Path, *, before: Before, made: Sequence[np.ndarray], plans: Sequence[LayerPlan]) -> Outcome:
     """Proves the saved file.
 
     Args:
         path: the `.keras` file.
-        fine_tuned: what the model with its wrappers gives for the samples, in the order of the outputs.
-        plans: what was to be pruned.
-        sparsity: the share of zeros that was promised for every kernel of the plans.
+        made: what the model in memory gives for the samples, with its wrappers where it has some, in the order of the
+            outputs.
+        plans: what was to be pruned, and how.
 
     Errors: NON_FINITE_OUTPUT, OUTPUT_MISMATCH, INVARIANT_BROKEN naming the layer.
     """
     stripped = open_source(ArtifactPath(artifact_pb2.ARTIFACT_KIND_KERAS, path))
     outputs = stripped.predict(before.samples)
-    expected = dict(zip(outputs, fine_tuned, strict=True))
+    expected = dict(zip(outputs, made, strict=True))
     kernels = pruned_kernels(stripped.keras, plans)
-    targets = [invariants.SparsityTarget(name, values, sparsity) for name, values in kernels.items()]
-    close = equal(expected, outputs)
     proved = invariants.require(
         [
             invariants.finite(outputs),
             invariants.alive(before.outputs, outputs, kernels=stripped.kernels(), source_kernels=before.kernels),
-            close,
-            invariants.sparsity(kernels, targets),
+            equal(expected, outputs),
+            patterns.promise(kernels, kernel_patterns(plans)),
         ]
     )
     proof.add_golden_samples(stripped.contract, before.samples, outputs)
@@ -95,30 +93,36 @@ def prove(
         proved,
         {"max_abs_diff": step_pb2.Metric(value=difference, samples=count)},
         tuple(_layer(plan, kernels) for plan in plans),
-        (f"the saved file and the fine-tuned model were {before.origin}", _sizes(before.file, path)),
+        (f"the saved file and the pruned model in memory were {before.origin}", sizes(before.file, path)),
     )
 
 
 def equal(expected: Arrays, outputs: Arrays) -> step_pb2.Invariant:
-    """Holds when the saved file computes what the fine-tuned model with its wrappers does."""
+    """Holds when the saved file computes what the model in memory, with its wrappers, does."""
     passed, parts = True, []
     for name, values in expected.items():
         difference = figures.max_abs_diff(values, outputs[name])
         limit = EQUAL * max(1.0, float(np.abs(values).max(initial=0.0)))
         passed = passed and difference <= limit
-        parts.append(f"output {name}: max abs diff {difference:.3g} to the fine-tuned model, limit {limit:.3g}")
+        parts.append(f"output {name}: max abs diff {difference:.3g} to the model in memory, limit {limit:.3g}")
     return step_pb2.Invariant(name="close", passed=passed, detail="; ".join(parts))
 
 
 def _layer(plan: LayerPlan, kernels: Arrays) -> step_pb2.LayerOutcome:
     detail = plan.reason
-    if plan.kernels:
-        values = np.concatenate([kernels[name].reshape(-1) for name in plan.values(plan.layer)])
-        detail = f"sparsity {np.mean(values == 0):.3f}"
+    if plan.pattern:
+        detail = reached([kernels[name] for name in plan.values(plan.layer)], plan.pattern)
     return step_pb2.LayerOutcome(layer=plan.path, class_name=plan.class_name, applied=bool(plan.kernels), detail=detail)
 
 
-def _sizes(before: Path, after: Path) -> str:
+def reached(kernels: Sequence[np.ndarray], pattern: Pattern) -> str:
+    """Says what became of the kernels of one layer."""
+    values = np.concatenate([kernel.reshape(-1) for kernel in kernels])
+    return f"sparsity {np.mean(values == 0):.3f}{pattern.describe()}"
+
+
+def sizes(before: Path, after: Path) -> str:
+    """Tells what pruning does to the size of a file or folder: only the deflated one changes."""
     dense, sparse = sizes_of(before), sizes_of(after)
     return (
         f"deflated, the model shrinks from {dense.deflated_bytes} to {sparse.deflated_bytes} bytes "

@@ -1,4 +1,4 @@
-"""Magnitude pruning with polynomial decay (Zhu and Gupta 2017, arXiv:1710.01878), by TFMOT.
+"""Magnitude pruning with polynomial decay (Zhu and Gupta 2017, arXiv:1710.01878) or at once, by TFMOT.
 
 Every kernel that can be pruned gets a wrapper that zeroes its smallest weights while the model is fine-tuned. The
 wrapped model trains the layers of the source itself, so once it is fitted the source is the stripped model: names,
@@ -8,19 +8,21 @@ nesting and frozen layers as they were. What is promised is read again from the 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow_model_optimization as tfmot
 import tf_keras
 
-from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.core.step import ArtifactPath, Report, StepInputs, StepOutputs
-from squeezeflow.modelkit import data, finetune, keras_source, proof, threads
+from squeezeflow.modelkit import bridge, data, finetune, keras_source, proof, threads
 from squeezeflow.modelkit.keras_file import write_keras
-from squeezeflow.modelkit.source import Source, open_source
-from squeezeflow.pruner import outcome
+from squeezeflow.modelkit.source import open_source
+from squeezeflow.pruner import one_shot, outcome, patterns
 from squeezeflow.pruner.kernels import LayerPlan, plan_layers, positive_zeros
-from squeezeflow.pruner.schedule import schedule
+from squeezeflow.pruner.patterns import Pattern
+from squeezeflow.pruner.schedule import Schedule, schedule
+from squeezeflow.pruner.summaries import Summaries
 from squeezeflow.v1 import artifact_pb2, technique_pb2
 
 # TFMOT counts in float32 how many weights stay; this covers its rounding, so that never one too many does.
@@ -28,29 +30,46 @@ ROUNDING = 1e-6
 
 
 def run(params: technique_pb2.Prune, inputs: StepInputs, report: Report) -> StepOutputs:
-    """Prunes a tf_keras model and writes it, stripped, as `model.keras` into the step's folder.
+    """Prunes a Keras model and writes it, stripped, as `model.keras` into the step's folder.
 
-    Errors: INVALID_PARAMETER (sparsities that fall, a loss that cannot be inferred or does not fit), UNSUPPORTED_INPUT
-    (not a tf_keras model), UNSUPPORTED_LAYER (nothing to prune), DATA_MISSING (no train samples), DATA_MISMATCH,
-    NON_FINITE_OUTPUT, OUTPUT_MISMATCH, INVARIANT_BROKEN, and those of opening a model.
+    With `one_shot` there is no training, and a SavedModel gives a SavedModel.
+
+    Errors: INVALID_PARAMETER (fields that contradict each other, a pattern that names no layer, a loss that cannot be
+    inferred or does not fit), UNSUPPORTED_INPUT (no model that can be trained), UNSUPPORTED_LAYER (nothing to prune),
+    DATA_MISSING (no train samples), DATA_MISMATCH, NON_FINITE_OUTPUT, OUTPUT_MISMATCH, INVARIANT_BROKEN, and those of
+    opening a model.
     """
+    patterns.check(params)
     threads.limit(inputs.threads)
     began = time.perf_counter()
     report(0.0, "loading")
-    _require_rising(params)
-    source = open_source(inputs.model, inputs.signature)
-    _require_tf_keras(source)
-    plans = plan_layers(source.keras, params.sparsity)
-    bound = data.bind(inputs, source.contract)
+    opened = open_source(inputs.model, inputs.signature)
+    bound = data.bind(inputs, opened.contract)
+    if params.one_shot:
+        return one_shot.run(params, inputs, opened, bound, report)
+    source = bridge.trainable(opened, "prune", bound)
+    plans = plan_layers(source.keras, params)
     training = finetune.resolve(params.fine_tune, source, bound)
     assert bound is not None  # `resolve` refuses to go on without train samples
     before = outcome.look(source, bound, inputs.workdir, seed=training.seed)
     loaded = time.perf_counter()
 
     finetune.seed_everything(training)
-    wrapped = wrap(source.keras, plans, params, training.steps)
-    callbacks = [tfmot.sparsity.keras.UpdatePruningStep()]
-    fitted = finetune.fit(wrapped, training, source, bound, report, callbacks=callbacks, span=(0.05, 0.9))
+    when = schedule_of(params, training.steps)
+    wrapped = wrap(source.keras, plans, params, when)
+    logs = inputs.workdir / "logs" if params.summaries else None
+    callbacks = [tfmot.sparsity.keras.UpdatePruningStep(), *([Summaries(logs, training.steps)] if logs else [])]
+    fitted = finetune.fit(
+        wrapped,
+        training,
+        source,
+        bound,
+        report,
+        callbacks=callbacks,
+        span=(0.05, 0.9),
+        checkpoint=inputs.checkpoint,
+        stoppable_after_step=when.end if params.schedule == technique_pb2.Prune.SCHEDULE_POLYNOMIAL else when.begin,
+    )
     trained = time.perf_counter()
 
     report(0.9, "proving")
@@ -58,7 +77,7 @@ def run(params: technique_pb2.Prune, inputs: StepInputs, report: Report) -> Step
     positive_zeros(plans)
     path = inputs.workdir / "model.keras"
     write_keras(source.keras, path, source.compile_config)
-    proved = outcome.prove(path, before=before, fine_tuned=fine_tuned, plans=plans, sparsity=params.sparsity)
+    proved = outcome.prove(path, before=before, made=fine_tuned, plans=plans)
     proof.add_data(proved.contract, bound)
     return StepOutputs(
         artifact=ArtifactPath(artifact_pb2.ARTIFACT_KIND_KERAS, path),
@@ -68,57 +87,63 @@ def run(params: technique_pb2.Prune, inputs: StepInputs, report: Report) -> Step
         layers=proved.layers,
         notes=(*source.notes, *bound.notes, *training.notes, *fitted, *proved.notes),
         seconds={"load": loaded - began, "train": trained - loaded, "prove": time.perf_counter() - trained},
+        logs=logs,
     )
 
 
-def wrap(model: tf_keras.Model, plans: Sequence[LayerPlan], params: technique_pb2.Prune, steps: int) -> tf_keras.Model:
+def schedule_of(params: technique_pb2.Prune, steps: int) -> Schedule:
+    """Gives when masks are chosen in a fit of so many steps; m of n is chosen by TFMOT at the first step, for good."""
+    if params.HasField("m_by_n"):
+        return Schedule(1, 1, 1)
+    return schedule(steps, params.ramp if params.schedule == technique_pb2.Prune.SCHEDULE_POLYNOMIAL else 1.0)
+
+
+def wrap(
+    model: tf_keras.Model, plans: Sequence[LayerPlan], params: technique_pb2.Prune, when: Schedule
+) -> tf_keras.Model:
     """Gives a model around the same layers, in which those that are to be pruned are wrapped and all others are not.
 
     Args:
         model: freshly loaded; its weights change with those of the result.
-        steps: training steps that there will be; the decay is laid over them.
+        when: the steps at which masks are chosen.
     """
-    chosen = {id(plan.layer) for plan in plans if plan.kernels}
-    plan = schedule(steps, params.ramp)
-    decay = tfmot.sparsity.keras.PolynomialDecay(
-        initial_sparsity=params.initial_sparsity,
-        final_sparsity=params.sparsity + ROUNDING,
-        begin_step=plan.begin,
-        end_step=plan.end,
-        power=params.power,
-        frequency=plan.frequency,
-    )
+    chosen = {id(plan.layer): plan.pattern for plan in plans if plan.pattern}
+    growth = _growth(params, when)
 
     def clone(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
         if isinstance(layer, tf_keras.Model):
             return tf_keras.models.clone_model(layer, clone_function=clone)
-        return tfmot.sparsity.keras.prune_low_magnitude(layer, decay) if id(layer) in chosen else layer
+        pattern = chosen.get(id(layer))
+        if pattern is None:
+            return layer
+        return tfmot.sparsity.keras.prune_low_magnitude(
+            layer,
+            growth(pattern),
+            block_size=pattern.block,
+            block_pooling_type="MAX" if pattern.largest else "AVG",
+            sparsity_m_by_n=pattern.m_by_n,
+        )
 
     return tf_keras.models.clone_model(model, clone_function=clone)
 
 
-def _require_rising(params: technique_pb2.Prune) -> None:
-    if params.initial_sparsity > params.sparsity:
-        message = (
-            f"initial_sparsity {params.initial_sparsity:g} is above sparsity {params.sparsity:g}: the share of zeros "
-            "grows while the model is pruned, lower initial_sparsity"
-        )
-        raise SqueezeflowError("INVALID_PARAMETER", message, fields=[("params.initial_sparsity", message)])
+def _growth(params: technique_pb2.Prune, when: Schedule) -> Callable[[Pattern], Any]:
+    """Gives what makes TFMOT's schedule for a kernel's share of zeros."""
 
-
-def _require_tf_keras(source: Source) -> None:
-    if source.keras is not None:
-        return
-    if source.model is not None:
-        raise SqueezeflowError(
-            "UNSUPPORTED_INPUT",
-            "pruning trains tf_keras models, this one is a Keras 3 model and the bridge from Keras 3 is not there yet: "
-            "save it with tf_keras (TF_USE_LEGACY_KERAS=1)",
-            metadata={"format": source.format},
+    def constant(pattern: Pattern) -> Any:
+        return tfmot.sparsity.keras.ConstantSparsity(
+            pattern.sparsity + ROUNDING, begin_step=when.begin, end_step=when.end, frequency=when.frequency
         )
-    raise SqueezeflowError(
-        "UNSUPPORTED_INPUT",
-        f"pruning trains Keras models, this one is a {source.format} without layers: give the .keras or .h5 file that "
-        "it was exported from",
-        metadata={"format": source.format},
-    )
+
+    def polynomial(pattern: Pattern) -> Any:
+        return tfmot.sparsity.keras.PolynomialDecay(
+            initial_sparsity=params.initial_sparsity,
+            final_sparsity=pattern.sparsity + ROUNDING,
+            begin_step=when.begin,
+            end_step=when.end,
+            power=params.power,
+            frequency=when.frequency,
+        )
+
+    growing = params.schedule == technique_pb2.Prune.SCHEDULE_POLYNOMIAL and not params.HasField("m_by_n")
+    return polynomial if growing else constant

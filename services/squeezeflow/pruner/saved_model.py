@@ -1,4 +1,4 @@
-"""The kernels of a SavedModel, and the same SavedModel with other values in them.
+"""A SavedModel written again, with other values in its kernels.
 
 The checkpoint is written anew, under the names that the graph restores: functions, assets and every other variable stay
 what they were, byte by byte. Of several signatures only the chosen one stays: what a step makes has one signature.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,68 +17,13 @@ import tensorflow as tf
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.core.step import ArtifactPath
 from squeezeflow.modelkit import saved_model_source
-from squeezeflow.modelkit.graph_kernels import GraphVariable, variables_of
-from squeezeflow.modelkit.source import Source
+from squeezeflow.modelkit.saved_kernels import SavedVariable, folder_of, prunable_variables, variables
+from squeezeflow.modelkit.source import Arrays, Source
 from squeezeflow.v1 import artifact_pb2
 
-_FLOATS = frozenset({"float16", "float32", "float64", "bfloat16"})
+__all__ = ["SavedVariable", "folder_of", "predict_with", "prunable_variables", "told", "variables", "write_with"]
+
 _OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
-
-
-@dataclass(frozen=True)
-class SavedVariable:
-    """A variable with two axes or more that the chosen signature reads.
-
-    Attributes:
-        variable: what the graph says of it.
-        values: from the checkpoint.
-        reason: why a technique leaves it as it is; empty where it is a kernel.
-    """
-
-    variable: GraphVariable
-    values: np.ndarray
-    reason: str
-
-    @property
-    def name(self) -> str:
-        """The variable's name: `dense/kernel`."""
-        return self.variable.name
-
-
-def variables(source: Source) -> list[SavedVariable]:
-    """Gives the variables of rank 2 and more that the chosen signature of a SavedModel reads, kernels or not."""
-    folder = folder_of(source)
-    if not (folder / "variables" / "variables.index").is_file():
-        return []
-    graph = saved_model_source.meta_graph(saved_model_source.read_proto(folder))
-    reader = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
-    ranks = {name: len(shape) for name, shape in reader.get_variable_to_shape_map().items()}
-    return [
-        SavedVariable(variable, values, _reason(variable, values))
-        for variable in variables_of(graph, source.contract.signature)
-        if ranks.get(variable.key, 0) > 1
-        for values in [reader.get_tensor(variable.key)]
-    ]
-
-
-def prunable_variables(source: Source) -> dict[str, np.ndarray]:
-    """Gives the kernels that the chosen signature of a SavedModel reads, by name.
-
-    Kernels are float variables of rank 2 and more that a matrix product or a convolution takes.
-    Errors: UNSUPPORTED_LAYER where there are none: a frozen graph holds constants.
-    """
-    found = variables(source)
-    kernels = {variable.name: variable.values for variable in found if not variable.reason}
-    if kernels:
-        return kernels
-    reasons = "; ".join(f"{variable.name}: {variable.reason}" for variable in found)
-    cause = reasons[:600] or "its weights are constants of a frozen graph, or it has none"
-    raise SqueezeflowError(
-        "UNSUPPORTED_LAYER",
-        f"no variable of signature {source.contract.signature} is a kernel ({cause}): give a SavedModel whose matrix "
-        "products or convolutions read variables",
-        metadata={variable.name: variable.reason for variable in found[:50]},
-    )
 
 
 def write_with(source: Source, values: Mapping[str, np.ndarray], folder: Path) -> ArtifactPath:
@@ -114,20 +58,28 @@ def write_with(source: Source, values: Mapping[str, np.ndarray], folder: Path) -
     return ArtifactPath(artifact_pb2.ARTIFACT_KIND_SAVED_MODEL, folder)
 
 
-def folder_of(source: Source) -> Path:
-    """Gives the folder of a SavedModel source."""
+def predict_with(source: Source, values: Mapping[str, np.ndarray], samples: Arrays) -> dict[str, np.ndarray] | None:
+    """Gives what a loaded SavedModel computes with other values for some of its variables, which it then keeps.
+
+    Which of its variables are meant is found by their values alone, not by the graph: a check of what `write_with` did.
+    None where that is not clear: reference variables of TensorFlow 1, variables that are equal.
+    """
     assert isinstance(source, saved_model_source.SavedModelSource)
-    return source.folder
+    old = {variable.name: variable.values for variable in variables(source)}
+    loaded = [(variable, variable.numpy()) for variable in source.variables]
+    matches = {name: [variable for variable, value in loaded if _same(value, old[name])] for name in values}
+    if any(len(found) != 1 for found in matches.values()):
+        return None
+    for name, (variable,) in matches.items():
+        variable.assign(values[name])
+    return source.predict(samples)
 
 
-def _reason(variable: GraphVariable, values: np.ndarray) -> str:
-    if values.dtype.name not in _FLOATS:
-        return f"holds {values.dtype.name}, not floats"
-    if variable.kernel_of:
-        return ""
-    if any(operation.startswith("Depthwise") for operation in variable.read_by):
-        return "depthwise kernels are left as they are: they have few weights, and each one matters"
-    return f"no matrix product or convolution takes it, but {', '.join(variable.read_by[:3])}"
+def told(source: Source) -> list[str]:
+    """Says what writing a SavedModel again leaves out."""
+    graph = saved_model_source.meta_graph(saved_model_source.read_proto(folder_of(source)))
+    others = [name for name in saved_model_source.signatures(graph) if name != source.contract.signature]
+    return [f"signature {source.contract.signature} is kept, not {', '.join(others)}"] if others else []
 
 
 def _replace(tensors: dict[str, Any], known: Mapping[str, SavedVariable], values: Mapping[str, np.ndarray]) -> None:

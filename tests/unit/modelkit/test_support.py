@@ -50,6 +50,7 @@ def test_every_kernel_of_the_table_is_there_in_its_layer() -> None:
         ("BatchNormalization", {}, (4,), "no kernel that TFMOT prunes"),
         ("ReLU", {}, (4,), "has no weights"),
         ("PReLU", {}, (4,), "no kernel that TFMOT prunes"),
+        ("ConvLSTM2D", {"filters": 1, "kernel_size": 2}, (2, 4, 4, 1), "no kernel that TFMOT prunes"),
     ],
 )
 def test_pruning_says_why_not(class_name: str, options: dict[str, Any], shape: tuple[int, ...], reason: str) -> None:
@@ -60,10 +61,14 @@ def test_pruning_says_why_not(class_name: str, options: dict[str, Any], shape: t
     assert bool(found) == bool(reason)
 
 
-def test_a_keras_3_layer_is_not_pruned() -> None:
+def test_layers_of_keras_3_are_pruned_as_those_of_tf_keras() -> None:
     import keras
 
-    assert "Keras 3" in support.prune_reason(keras.layers.Dense(2))
+    dense, depthwise = keras.layers.Dense(2), keras.layers.DepthwiseConv2D(3)
+    dense.build((None, 4))
+    depthwise.build((None, 8, 8, 1))
+    assert support.prune_reason(dense) == ""
+    assert "depthwise" in support.prune_reason(depthwise)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,13 @@ import pytest
 from tests import models
 
 from squeezeflow.core.errors import SqueezeflowError
-from squeezeflow.core.invariants import needed_zeros
+from squeezeflow.core.invariants import crowded_groups, needed_zeros, zero_blocks
 from squeezeflow.core.step import ArtifactPath, StepInputs, StepOutputs
+from squeezeflow.core.tflite import TfliteFile
+from squeezeflow.modelkit import pruned
 from squeezeflow.modelkit.source import open_source
 from squeezeflow.pruner import prune
+from squeezeflow.pruner.summaries import POINTS
 from squeezeflow.v1 import artifact_pb2, technique_pb2
 
 KINDS = {
@@ -26,6 +29,7 @@ KINDS = {
     ".tflite": artifact_pb2.ARTIFACT_KIND_TFLITE,
 }
 Run = Callable[..., StepOutputs]
+Prune = technique_pb2.Prune
 
 
 def prune_file(
@@ -210,7 +214,7 @@ def test_layers_that_tfmot_does_not_know_are_left_alone_by_name(tmp_path: Path, 
     outputs = run(source, vectors(), sparsity=0.8)
     by_layer = {outcome.layer: outcome for outcome in outputs.layers}
     assert not by_layer["rescale"].applied
-    assert "TimeDistributed" in by_layer["steps"].detail
+    assert by_layer["steps"].detail == "TFMOT does not reach the kernels inside TimeDistributed"
     assert by_layer["label"].detail == "too few weights (2) to leave any at sparsity 0.8"
     cell = load(outputs).get_layer("lstm").cell
     for kernel in (cell.kernel.numpy(), cell.recurrent_kernel.numpy()):
@@ -243,14 +247,182 @@ def test_an_initial_sparsity_above_the_target_is_refused(tmp_path: Path, run: Ru
     assert refusal.value.fields[0][0] == "params.initial_sparsity"
 
 
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Writes a model with kernels of 2, 3 and 4 axes, input axes that are no multiple of 4, and a transposed one."""
+    import tf_keras
+
+    layers = tf_keras.layers
+    return save(
+        tmp_path_factory.mktemp("mixed"),
+        layers.Dense(30, name="wide"),
+        layers.Reshape((5, 6)),
+        layers.Conv1D(6, 2, name="line"),
+        layers.Reshape((4, 6, 1)),
+        layers.Conv2D(6, 2, name="gray"),
+        layers.Conv2D(8, 2, name="image"),
+        layers.Conv2DTranspose(4, 2, name="up"),
+        layers.Flatten(),
+        classifier(),
+    )
+
+
+def details(outputs: StepOutputs) -> dict[str, str]:
+    return {outcome.layer: outcome.detail for outcome in outputs.layers}
+
+
+def test_m_of_n_holds_along_the_input_axis_and_is_kept_by_the_converter(tmp_path: Path, run: Run, mixed: Path) -> None:
+    outputs = run(mixed, vectors(), m_by_n=Prune.MByN(m=2, n=4))
+    model = load(outputs)
+    for name in ("wide", "image", "label"):
+        assert crowded_groups(model.get_layer(name).kernel.numpy(), 2, 4, -2)[0] == 0
+    found = details(outputs)
+    # Six inputs are a group of four and one of two, which keeps both.
+    assert found["image"] == "sparsity 0.333, 2 of 4 along the input axis"
+    assert found["wide"] == "sparsity 0.500, 2 of 4 along the input axis"
+    assert found["gray"] == "its input axis has 1 weights, no more than the 2 of 4 that stay"
+    assert found["line"] == "m of n is for kernels with 2 or 4 axes, its kernel has 3"
+    assert found["up"].startswith("m of n: TFMOT counts along the outputs")
+    assert "label 2 of 4 in all of" in outputs.invariants[-1].detail
+
+    assert outputs.artifact is not None
+    source = open_source(outputs.artifact)
+    (tmp_path / "model.tflite").write_bytes(source.converter().convert())
+    (kept,) = pruned.sparsity_kept(source, TfliteFile.read(tmp_path / "model.tflite"))
+    assert kept.passed
+    assert "wide 120 of 240 zeros" in kept.detail
+    assert "gray" not in kept.detail, "a layer that was left out has no zeros to keep"
+
+
+@pytest.mark.parametrize("pooling", [Prune.BLOCK_POOLING_AVERAGE, Prune.BLOCK_POOLING_MAXIMUM])
+def test_blocks_of_dense_kernels_are_pruned_as_a_whole(run: Run, mixed: Path, pooling: int) -> None:
+    outputs = run(mixed, vectors(), sparsity=0.75, block_height=3, block_width=4, block_pooling=pooling)
+    # 8 × 30 in blocks of 3 × 4: those at the edges are smaller.
+    zeros, blocks = zero_blocks(load(outputs).get_layer("wide").kernel.numpy(), 3, 4)
+    assert (zeros, blocks) == (needed_zeros(24, 0.75), 24)
+    found = details(outputs)
+    assert found["wide"].endswith("in blocks of 3 × 4")
+    assert found["image"] == "blocks are for matrices, its kernel has 4 axes"
+    assert "fit only once along an axis of its kernel (60 × 2), where TFMOT fails" in found["label"]
+    assert "wide 18 of 24 blocks" in outputs.invariants[-1].detail
+
+
+def test_layers_are_chosen_by_name_and_have_sparsities_of_their_own(run: Run, mixed: Path) -> None:
+    outputs = run(
+        mixed,
+        vectors(),
+        sparsity=0.9,
+        layers=technique_pb2.LayerSelection(include=["wide", "i*", "up"], exclude=["up"]),
+        layer_sparsities=[
+            Prune.LayerSparsity(pattern="*", sparsity=0.5),
+            Prune.LayerSparsity(pattern="im*", sparsity=0.25),
+        ],
+    )
+    found = details(outputs)
+    assert found["wide"] == "sparsity 0.500"
+    assert found["image"] == "sparsity 0.250"
+    assert found["up"] == "left out by the request: layers.exclude names up"
+    assert found["label"].startswith("left out by the request: layers.include names")
+    assert np.count_nonzero(load(outputs).get_layer("label").kernel.numpy() == 0) == 0
+
+
 @pytest.mark.parametrize(
-    ("make", "says"), [(models.keras3_file, "save it with tf_keras"), (models.saved_model, "without layers")]
+    ("schedule", "first", "growing"),
+    [(Prune.SCHEDULE_CONSTANT, 0.8, False), (Prune.SCHEDULE_POLYNOMIAL, 0.0, True)],
+    ids=["constant", "polynomial"],
 )
-def test_models_that_tf_keras_cannot_train_are_refused(
-    tmp_path: Path, run: Run, make: Callable[[Path], Path], says: str
+def test_summaries_hold_the_sparsity_of_every_kernel_by_step(
+    tmp_path: Path, run: Run, schedule: int, first: float, growing: bool
+) -> None:
+    import tf_keras
+
+    source = save(tmp_path, tf_keras.layers.Dense(40, name="dense"), tf_keras.layers.Dense(2, name="label"))
+    outputs = run(
+        source,
+        vectors(),
+        schedule=schedule,
+        summaries=True,
+        fine_tune={"epochs": 3, "batch_size": 1, "from_logits": True},
+    )
+    assert outputs.logs is not None
+    assert [path.name for path in outputs.logs.iterdir()] == ["events.out.tfevents.0"]
+    found = events(outputs.logs / "events.out.tfevents.0")
+    assert {tag.split("/")[0] for tag in found} == {"prune_low_magnitude_dense", "prune_low_magnitude_label"}
+    steps = found["prune_low_magnitude_dense/mask:0/sparsity"]
+    assert list(steps) == sorted(steps)
+    assert max(steps) == 3 * 96, "the last step is there"
+    assert POINTS < len(steps) <= 2 * POINTS + 1
+    shares = list(steps.values())
+    assert shares[-1] == pytest.approx(0.8)
+    assert (shares[0] < 0.3) == growing
+    assert shares[0] >= first - 1e-6
+
+
+def events(path: Path) -> dict[str, dict[int, float]]:
+    """Reads an event file: values by tag and step."""
+    import tensorflow as tf
+    from tensorflow.core.util import event_pb2
+
+    found: dict[str, dict[int, float]] = {}
+    for record in tf.data.TFRecordDataset(str(path)):
+        event = event_pb2.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            found.setdefault(value.tag, {})[event.step] = float(tf.make_ndarray(value.tensor))
+    return found
+
+
+def test_early_stopping_waits_until_the_sparsity_is_there(tmp_path: Path, run: Run) -> None:
+    import tf_keras
+
+    source = save(tmp_path, tf_keras.layers.Dense(20, name="dense"), classifier())
+    data = vectors()
+    # Labels of the validation samples are wrong: no epoch improves on the first.
+    validation = {"x_validation": data["x_train"], "y_validation": 1 - data["y_train"]}
+    fine_tune = {"epochs": 10, "patience": 1, "learning_rate": 0.05}
+    outputs = run(source, {**data, **validation}, ramp=0.6, fine_tune=fine_tune)
+    assert any("early stopping: stopped after epoch 7 of 10" in note for note in outputs.notes)
+    assert details(outputs)["dense"] == "sparsity 0.800"
+
+
+@pytest.mark.parametrize(
+    ("params", "field", "says"),
+    [
+        ({"m_by_n": Prune.MByN(m=4, n=4)}, "m_by_n.m", "lower m"),
+        ({"m_by_n": Prune.MByN(), "block_width": 2}, "m_by_n", "two patterns"),
+        (
+            {"m_by_n": Prune.MByN(), "layer_sparsities": [Prune.LayerSparsity(pattern="*", sparsity=0.5)]},
+            "layer_sparsities",
+            "leave out one",
+        ),
+        ({"one_shot": True, "summaries": True}, "summaries", "does not train"),
+        (
+            {"initial_sparsity": 0.5, "layer_sparsities": [Prune.LayerSparsity(pattern="dense", sparsity=0.4)]},
+            "initial_sparsity",
+            "above sparsity for dense 0.4",
+        ),
+        ({"layers": technique_pb2.LayerSelection(exclude=["absent*"])}, "layers.exclude", "choose from wide"),
+        ({"layer_sparsities": [Prune.LayerSparsity(pattern="absent", sparsity=0.4)]}, "layer_sparsities", "absent"),
+    ],
+)
+def test_parameters_that_contradict_each_other_are_refused(
+    run: Run, mixed: Path, params: dict[str, Any], field: str, says: str
 ) -> None:
     with pytest.raises(SqueezeflowError, match=says) as refusal:
-        run(make(tmp_path), images())
+        run(mixed, vectors(), **params)
+    assert refusal.value.reason == "INVALID_PARAMETER"
+    assert refusal.value.fields[0][0] == f"params.{field}"
+
+
+def test_a_keras_3_model_is_pruned_as_its_tf_keras_twin(tmp_path: Path, run: Run) -> None:
+    outputs = run(models.keras3_file(tmp_path), images(), sparsity=0.5)
+    for name in ("conv", "conv_2", "probabilities"):
+        kernel = load(outputs).get_layer(name).kernel.numpy()
+        assert np.count_nonzero(kernel == 0) == needed_zeros(kernel.size, 0.5)
+
+
+def test_a_saved_model_cannot_be_trained(tmp_path: Path, run: Run) -> None:
+    with pytest.raises(SqueezeflowError, match="without layers") as refusal:
+        run(models.saved_model(tmp_path), images())
     assert refusal.value.reason == "UNSUPPORTED_INPUT"
 
 
