@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,18 @@ def test_one_more_value_in_one_channel_of_the_file_breaks_the_promise(tmp_path: 
     result = invariants.clusters(TfliteFile.read(tmp_path / "edited.tflite"), targets())
     assert not result.passed
     assert result.detail.startswith("whole 9 values a channel")
+
+
+def test_values_of_blocks_with_scales_of_their_own_are_told_but_not_judged():
+    file = file_of("clustered_int8")
+    graph = file.main
+    chosen = next(t for t in graph.tensors if t.constant and t.size == kernels()["hidden"].size)
+    blocks = replace(chosen, block_size=32, quantized_dimension=-1)
+    tensors = tuple(blocks if tensor is chosen else tensor for tensor in graph.tensors)
+    edited = TfliteFile(file.path, file.size, (replace(graph, tensors=tensors),), file.signatures)
+    result = invariants.clusters(edited, [target for target in targets(most=7) if target.layer == "hidden"])
+    assert result.passed
+    assert result.detail.startswith("hidden 8 values in the tensor (stored in blocks")
 
 
 def test_a_file_that_was_not_clustered_does_not_pass():

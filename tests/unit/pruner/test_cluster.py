@@ -17,6 +17,7 @@ from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.core.invariants import needed_zeros
 from squeezeflow.core.step import ArtifactPath, Checkpoint, StepInputs, StepOutputs
 from squeezeflow.core.tflite import TfliteFile
+from squeezeflow.modelkit import conversion
 from squeezeflow.modelkit.clustered import clusters_kept
 from squeezeflow.modelkit.source import open_source
 from squeezeflow.pruner import cluster
@@ -157,7 +158,7 @@ def test_an_int8_file_of_a_clustered_model_keeps_its_clusters_by_channel(cnn: Cl
     source = open_source(cnn.outputs.artifact)
     converter = source.converter()
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    (tmp_path / "model.tflite").write_bytes(converter.convert())
+    conversion.convert(converter, tmp_path / "model.tflite")
     (kept,) = clusters_kept(source, TfliteFile.read(tmp_path / "model.tflite"))
     assert kept.passed, kept.detail
     assert "dense 8 values a channel" in kept.detail

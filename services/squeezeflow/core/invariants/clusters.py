@@ -87,7 +87,8 @@ def clusters(final: TfliteFile | Mapping[str, Array], targets: Sequence[ClusterT
             continue
         count, most = found[target.layer], target.number_of_clusters
         if count.channel is None and count.tensor > most:
-            untold.append(f"{target.layer} {count.tensor} values in the tensor (its channels are stored in blocks)")
+            place = "stored in blocks: those of a channel cannot be told"
+            untold.append(f"{target.layer} {count.tensor} values in the tensor ({place})")
             continue
         channel = count.tensor if count.channel is None else count.channel
         text = f"{target.layer} {channel} values a channel, {count.tensor} in the tensor, most {most} a channel"
@@ -168,7 +169,8 @@ def _count(parts: Sequence[Tensor], axes: Mapping[int, int | None]) -> _Count:
             channel = None
             continue
         most = max(most, distinct(values))
-        if tensor.dtype not in FLOATS and not tensor.scales:
+        if tensor.block_size or (tensor.dtype not in FLOATS and not tensor.scales):
+            # A channel has several scales: equal weights of different blocks are stored as different integers.
             channel = None
         elif channel is not None:
             channel = max(channel, distinct(values, _axis(tensor, axes)))
