@@ -1,6 +1,6 @@
 """Which layers quantization-aware training takes, and why it leaves the others float.
 
-TFMOT's registry and what goes by the same rules, without what was seen to stay float in the file all the same (one model
+TFMOT's registry and what goes by the same rules, without what was seen to stay float in the file all the same (a model
 of each kind was trained and converted). Read from class names and configurations alone, for layers of both Keras
 libraries: DescribeModel shows it where no TFMOT is installed.
 """
@@ -105,10 +105,6 @@ def _inputs(layer: Any) -> list[Any]:
         given = layer.input
     except (AttributeError, ValueError):
         return []
-    return (
-        list(given.values())
-        if isinstance(given, dict)
-        else list(given)
-        if isinstance(given, (list, tuple))
-        else [given]
-    )
+    if isinstance(given, dict):
+        return list(given.values())
+    return list(given) if isinstance(given, (list, tuple)) else [given]

@@ -1,8 +1,8 @@
 """The copy of a model that TFMOT quantizes: chosen layers annotated, all others as they are.
 
-Built anew, layer by layer, so that nothing that was chosen ends up float without a word: where a chosen layer takes what
-a float layer gives, a quantizing layer is put between; what TFLite computes in several operators with nothing quantized
-between them is laid out in several layers.
+Built anew, layer by layer, so that nothing that was chosen ends up float without a word: where a chosen layer takes
+what a float layer gives, a quantizing layer is put between; what TFLite computes in several operators, with nothing
+quantized between them, is laid out in several layers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantizers imp
 
 from squeezeflow.modelkit import layers, naming
 from squeezeflow.modelkit.quantizable import KERNELS
+from squeezeflow.quantizer.fusing import FUSED, takes_activations
 
 # Activations of a layer with a kernel that TFLite computes in operators of their own, quantized before and after.
 APART = frozenset({"swish", "silu"})
@@ -150,4 +151,7 @@ def _annotated(layer: Any) -> Any:
 
 
 def _apart(layer: Any) -> bool:
-    return type(layer).__name__ in KERNELS and layers.activation(layer) in APART
+    activation = layers.activation(layer)
+    if type(layer).__name__ not in KERNELS:
+        return False
+    return activation in APART or (activation in FUSED and not takes_activations(layer))

@@ -1,4 +1,4 @@
-"""Where fake quantization stands around an activation of its own: behind it, as in the file, where both are one operator.
+"""Where fake quantization stands by an activation of its own: behind it, as the file has both in one operator.
 
 TFMOT takes a convolution or dense layer before a separate ReLU for one without weights: they are trained and converted
 as if they were float, without a word, and neither zeros nor clusters are kept. Its other silent loss is that a layer
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tf_keras
 from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
     default_8bit_quantize_configs as configs,
@@ -21,15 +22,28 @@ from tensorflow_model_optimization.python.core.quantization.keras.default_8bit i
 from squeezeflow.modelkit import layers
 from squeezeflow.modelkit.quantizable import KERNELS, NORMALIZATION
 
+# Activations that TFLite computes in the operator before them.
+FUSED = frozenset({"relu", "relu6"})
+
 
 def fuses(layer: Any) -> bool:
     """Whether TFLite computes this activation layer in the operator before it."""
     if isinstance(layer, tf_keras.layers.Activation):
-        return getattr(layer.activation, "__name__", "") in ("relu", "relu6")
+        return getattr(layer.activation, "__name__", "") in FUSED
     if not isinstance(layer, tf_keras.layers.ReLU):
         return False
     limit = None if layer.max_value is None else float(layer.max_value)
     return limit in (None, 6.0) and float(layer.negative_slope or 0) == 0 and float(layer.threshold or 0) == 0
+
+
+def takes_activations(layer: Any) -> bool:
+    """Whether TFLite has an operator for this layer that computes an activation too.
+
+    That of a transposed convolution gets one together with its bias, and is float where there is none to add.
+    """
+    if type(layer).__name__ != "Conv2DTranspose":
+        return True
+    return bool(layer.use_bias and np.any(layer.bias))
 
 
 def only_user(model: Any, layer: Any) -> Any:
@@ -59,7 +73,7 @@ class FusedLayout(layout.Default8BitQuantizeLayoutTransform):
             if layer.name not in chosen:
                 continue
             user = only_user(laid, layer)
-            fused = user is not None and user.name in chosen and fuses(user)
+            fused = user is not None and user.name in chosen and fuses(user) and takes_activations(layer)
             entry, name = chosen[layer.name], type(layer).__name__
             if name in KERNELS:
                 config = self._registry.get_quantize_config(layer)

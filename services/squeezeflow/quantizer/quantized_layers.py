@@ -151,7 +151,7 @@ def _nothing(plans: Sequence[LayerPlan]) -> SqueezeflowError:
     reasons = "; ".join(f"{plan.path}: {plan.reason}" for plan in left) or "it has no weights"
     return SqueezeflowError(
         "UNSUPPORTED_LAYER",
-        f"no layer with a kernel can be quantized in training ({reasons[:800]}): choose other layers, or quantize after "
-        "training",
+        f"no layer with a kernel can be quantized in training ({reasons[:800]}): choose other layers, or quantize "
+        "after training",
         metadata={plan.path: plan.reason for plan in left[:50]},
     )

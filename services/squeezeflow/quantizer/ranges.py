@@ -25,7 +25,7 @@ SAMPLES = 256
 
 
 def start_ranges(wrapped: Any, bound: BoundData, contract: contract_pb2.Contract, training: Training) -> str:
-    """Sets every range of a wrapped model from its kernels, and from its activations on samples of train; tells which."""
+    """Sets the ranges of a wrapped model from its kernels, and from its activations on train samples; tells which."""
     set_kernel_ranges(wrapped)
     rows = np.random.default_rng(training.seed).permutation(bound.count("train"))[: max(SAMPLES, training.batch_size)]
     whole = len(rows) // training.batch_size * training.batch_size

@@ -37,10 +37,10 @@ MODES = {
 def run(params: technique_pb2.TrainQuantized, inputs: StepInputs, report: Report) -> StepOutputs:
     """Trains a Keras model with fake quantization and writes `model.tflite` into the step's folder.
 
-    Errors: INVALID_PARAMETER (a pattern that names no layer, nothing to preserve, integer inputs and outputs with layers
-    left float, a loss that cannot be inferred), UNSUPPORTED_INPUT (not a Keras model), UNSUPPORTED_LAYER (no layer with
-    a kernel can be quantized; each is named with the reason), DATA_MISSING (no train samples), DATA_MISMATCH,
-    NON_FINITE_OUTPUT, OUTPUT_MISMATCH (below `min_sqnr_db`), INVARIANT_BROKEN naming the layer.
+    Errors: INVALID_PARAMETER (a pattern that names no layer, nothing to preserve, integer inputs and outputs with
+    layers left float, a loss that cannot be inferred), UNSUPPORTED_INPUT (not a Keras model), UNSUPPORTED_LAYER (no
+    layer with a kernel can be quantized; each is named with the reason), DATA_MISSING (no train samples),
+    DATA_MISMATCH, NON_FINITE_OUTPUT, OUTPUT_MISMATCH (below `min_sqnr_db`), INVARIANT_BROKEN naming the layer.
     """
     threads.limit(inputs.threads)
     began = time.perf_counter()
