@@ -26,7 +26,11 @@ def run(params: technique_pb2.Convert, inputs: StepInputs, report: Report) -> St
     loaded = time.perf_counter()
     report(0.3, "converting")
     target = inputs.workdir / "model.tflite"
-    conversion.convert(source.converter(), target)
+    told: tuple[str, ...] = ()
+    if params.sparse_encoding:
+        told = conversion.convert_sparse(source.converter(), target)
+    else:
+        conversion.convert(source.converter(), target)
     converted = time.perf_counter()
     report(0.8, "proving")
     proved = proof.prove(source, target, bound=bound, mode="float32", threads=inputs.threads)
@@ -37,7 +41,7 @@ def run(params: technique_pb2.Convert, inputs: StepInputs, report: Report) -> St
         contract=proved.contract,
         metrics=proved.metrics,
         invariants=(*proved.invariants, *kept),
-        notes=(*source.notes, *(bound.notes if bound else ()), *proved.notes),
+        notes=(*source.notes, *(bound.notes if bound else ()), *told, *proved.notes),
         seconds={
             "load": loaded - began,
             "convert": converted - loaded,

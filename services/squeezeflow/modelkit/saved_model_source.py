@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 
 from squeezeflow.core.errors import SqueezeflowError
-from squeezeflow.modelkit import serving
+from squeezeflow.modelkit import fixed_batch, serving
 from squeezeflow.modelkit.compile_config import CompileConfig
 from squeezeflow.modelkit.source import Arrays
 from squeezeflow.v1 import contract_pb2
@@ -27,6 +29,7 @@ _NUMBERS = frozenset(
 _BOOKKEEPING = frozenset({"_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter/.ATTRIBUTES/VARIABLE_VALUE"})
 # A signature by this name initialises the model; it is not for callers.
 _INIT = "__saved_model_init_op"
+_BATCH_NOTE = "the batch is fixed to 1, one sample a call: the signature's loop does not convert with a free batch axis"
 
 
 def read_proto(folder: Path) -> saved_model_pb2.SavedModel:
@@ -90,13 +93,18 @@ def choose(names: list[str], wanted: str) -> str:
 
 
 def contract_of(graph: Any, signature: str) -> contract_pb2.Contract:
-    """Gives the contract of a signature from its definition alone, names in alphabetical order."""
+    """Gives the contract of a signature, names in alphabetical order, with batch 1 where its loops force that."""
     definition = graph.signature_def[signature]
-    return contract_pb2.Contract(
+    contract = contract_pb2.Contract(
         signature=signature,
         inputs=[_tensor(name, definition.inputs[name]) for name in sorted(definition.inputs)],
         outputs=[_tensor(name, definition.outputs[name]) for name in sorted(definition.outputs)],
     )
+    if fixed_batch.needs_batch(graph, signature):
+        for tensor in (*contract.inputs, *contract.outputs):
+            if tensor.shape and tensor.shape[0] == -1:
+                tensor.shape[0] = 1
+    return contract
 
 
 def _tensor(name: str, info: Any) -> contract_pb2.TensorContract:
@@ -151,7 +159,10 @@ def open_saved_model(folder: Path, wanted: str = "") -> SavedModelSource:
     except Exception as error:
         raise _malformed(str(error)) from error
     version = graph.meta_info_def.tensorflow_version
-    return SavedModelSource(folder, loaded, function, contract, tags, f"tensorflow {version}".strip())
+    source = SavedModelSource(folder, loaded, function, contract, tags, f"tensorflow {version}".strip())
+    if fixed_batch.needs_batch(graph, signature):
+        source.notes += (_BATCH_NOTE,)
+    return source
 
 
 class SavedModelSource:
@@ -173,6 +184,7 @@ class SavedModelSource:
     ) -> None:
         self.contract, self.written_by = contract, written_by
         self.notes: tuple[str, ...] = ()
+        self._fixed_folder: Path | None = None
         self._folder, self._loaded, self._function, self._tags = folder, loaded, function, tags
         self.signature_inputs: Mapping[str, str] = {tensor.name: tensor.name for tensor in contract.inputs}
         self.signature_outputs: Mapping[str, str] = {tensor.name: tensor.name for tensor in contract.outputs}
@@ -201,8 +213,18 @@ class SavedModelSource:
         return [results[name].numpy() for name in self.signature_outputs]
 
     def converter(self) -> Any:
-        """Gives a fresh TFLiteConverter of the chosen signature."""
-        return serving.converter_of(self._folder, self.contract.signature, self._tags)
+        """Gives a fresh TFLiteConverter of the chosen signature; of a copy with batch 1 where its loops need that."""
+        return serving.converter_of(self._converted_folder(), self.contract.signature, self._tags)
+
+    def _converted_folder(self) -> Path:
+        if _BATCH_NOTE not in self.notes:
+            return self._folder
+        if self._fixed_folder is None:
+            message = read_proto(self._folder)
+            fixed_batch.fix(meta_graph(message), self.contract.signature)
+            self._fixed_folder = fixed_batch.write(self._folder, message)
+            weakref.finalize(self, rmtree, self._fixed_folder, ignore_errors=True)
+        return self._fixed_folder
 
     def kernels(self) -> dict[str, np.ndarray]:
         """Gives the variables by name, and the constants of the graph and its functions."""

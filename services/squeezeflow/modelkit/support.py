@@ -29,6 +29,26 @@ KERAS3_REASON = "a Keras 3 model; pruning needs tf_keras: save it with TF_USE_LE
 _TEXT = frozenset({"StringLookup", "TextVectorization", "Hashing", "HashedCrossing"})
 # Their loops were seen to kill the converter (SIGSEGV) while it calibrates.
 _KILLS_CALIBRATION = frozenset({"GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"})
+# Operators without an int16 kernel, by the layer or the activation that becomes them; found by quantizing one of each.
+_WITHOUT_INT16 = {
+    "Conv3D": "CONV_3D",
+    "Conv3DTranspose": "CONV_3D_TRANSPOSE",
+    "LSTM": "UNIDIRECTIONAL_SEQUENCE_LSTM",
+    "ELU": "ELU",
+    "PReLU": "PRELU",
+    "ThresholdedReLU": "GREATER",
+    "UnitNormalization": "L2_NORMALIZATION",
+    "LayerNormalization": "SQUARED_DIFFERENCE",
+    "RMSNormalization": "SQUARE",
+    "GroupNormalization": "SQUARE",
+}
+_ACTIVATIONS_WITHOUT_INT16 = {
+    "elu": "ELU",
+    "selu": "SELECT_V2",
+    "softsign": "DIV",
+    "hard_silu": "HARD_SWISH",
+    "hard_swish": "HARD_SWISH",
+}
 
 
 def prune_reason(layer: Any) -> str:
@@ -46,18 +66,43 @@ def prune_reason(layer: Any) -> str:
 
 
 def quantize_reason(layer: Any) -> str:
-    """Says in which mode quantizing fails on a layer, and why; empty where every mode takes it."""
+    """Says in which modes quantizing fails on a layer, and why, in one sentence; empty where every mode takes it."""
     unconvertible = convert_reason(layer)
     if unconvertible:
         return unconvertible
     inner = getattr(layer, "forward_layer", None) or getattr(layer, "layer", None) or layer
     name = type(inner).__name__
-    loops = name in _KILLS_CALIBRATION or (name == "LSTM" and _is_keras3(inner))
-    if loops and not getattr(inner, "unroll", False):
-        return f"int8: calibrating the loop of {name} kills the converter; use dynamic, or save it with unroll=True"
-    if name == "GroupNormalization":
-        return "int8: calibrating GroupNormalization fails; use dynamic"
+    unrolled = getattr(inner, "unroll", False)
+    if (name in _KILLS_CALIBRATION or (name == "LSTM" and _is_keras3(inner))) and not unrolled:
+        return (
+            f"int8 and int16x8: calibrating the loop of {name} kills the converter; use dynamic, or save it with "
+            "unroll=True"
+        )
+    operator = _operator_without_int16(inner)
+    if operator and not unrolled:
+        return f"int16x8: there is no int16 kernel for {operator}, which {name} becomes; use int8"
     return ""
+
+
+def _operator_without_int16(layer: Any) -> str:
+    name = type(layer).__name__
+    if name == "LayerNormalization" and _is_keras3(layer):
+        return "NEG"
+    if name == "Embedding" and _takes_float_ids(layer):
+        return "CAST"
+    if name in _WITHOUT_INT16:
+        return _WITHOUT_INT16[name]
+    activation = getattr(layer, "activation", None)
+    return _ACTIVATIONS_WITHOUT_INT16.get(getattr(activation, "__name__", ""), "")
+
+
+def _takes_float_ids(layer: Any) -> bool:
+    try:
+        dtype = layer.input.dtype
+    except (AttributeError, ValueError):
+        # Used in several places, or never called.
+        return False
+    return str(getattr(dtype, "name", dtype)).startswith("float")
 
 
 def convert_reason(layer: Any) -> str:

@@ -102,6 +102,86 @@ def test_a_recurrent_model_is_proved_sample_by_sample(tmp_path: Path) -> None:
     assert any("batch is fixed to 1" in note for note in outputs.notes)
 
 
+@pytest.mark.parametrize("make", ["tf_keras GRU", "keras 3 LSTM", "function", "function without element shape"])
+def test_a_recurrent_saved_model_with_a_free_batch_is_converted_with_batch_1(make: str, tmp_path: Path) -> None:
+    outputs = converted(recurrent_saved_model(make, tmp_path / "model"), tmp_path / "work")
+    assert outputs.contract is not None
+    assert list(outputs.contract.inputs[0].shape) == [1, 12, 3]
+    assert any("batch is fixed to 1" in note for note in outputs.notes)
+    assert outputs.metrics["max_abs_diff"].value < 1e-5
+
+
+def recurrent_saved_model(make: str, folder: Path) -> Path:
+    """Writes a SavedModel that loops over 12 steps of a free batch."""
+    import tensorflow as tf
+
+    if not make.startswith("function"):
+        import keras
+        import tf_keras
+
+        library = tf_keras if make.startswith("tf") else keras
+        cell = getattr(library.layers, make.split()[-1])
+        model = library.Sequential([library.layers.Input((12, 3)), cell(5), library.layers.Dense(4)])
+        return models.save(model, folder)
+    module = tf.Module()
+    module.kernel = tf.Variable(np.random.default_rng(0).normal(size=(8, 5)).astype("f"))
+    known = None if "without" in make else (None, 5)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 12, 3), tf.float32, name="sequence")])
+    def loop(sequence: Any) -> Any:
+        state = tf.zeros((tf.shape(sequence)[0], 5))
+        states = tf.TensorArray(tf.float32, 12, element_shape=known)
+        for step in tf.range(12):
+            state = tf.tanh(tf.concat([sequence[:, step], state], -1) @ module.kernel)
+            state = tf.ensure_shape(state, (None, 5))
+            states = states.write(step, state)
+        return {"last": state, "states": tf.transpose(states.stack(), [1, 0, 2])}
+
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": loop})
+    return folder
+
+
+def test_a_loop_that_does_not_need_it_keeps_its_free_batch(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 3), tf.float32, name="x")])
+    def rows(x: Any) -> Any:
+        return {"y": tf.map_fn(lambda row: row * 2.0, x)}
+
+    tf.saved_model.save(tf.Module(), str(tmp_path / "model"), signatures={"serving_default": rows})
+    outputs = converted(tmp_path / "model", tmp_path / "work")
+    assert outputs.contract is not None
+    assert list(outputs.contract.inputs[0].shape) == [-1, 3]
+
+
+def test_pruned_kernels_are_stored_sparse_where_that_is_asked_for(tmp_path: Path) -> None:
+    model = pruned_file(tmp_path)
+    inputs = step(model, tmp_path / "sparse")
+    outputs = convert.run(technique_pb2.Convert(sparse_encoding=True), inputs, Told())
+    dense = converted(model, tmp_path / "dense")
+    assert outputs.artifact is not None
+    assert dense.artifact is not None
+    assert outputs.artifact.path.stat().st_size < 0.5 * dense.artifact.path.stat().st_size
+    assert any(weight.tensor.sparse for weight in TfliteFile.read(outputs.artifact.path).weights)
+    assert outputs.contract is not None
+    assert Runner(outputs.artifact.path, outputs.contract).delegate == "xnnpack"
+    assert {invariant.name: invariant.passed for invariant in outputs.invariants}["sparsity"]
+    unpruned = convert.run(
+        technique_pb2.Convert(sparse_encoding=True), step(models.tf_keras_file(tmp_path), tmp_path / "none"), Told()
+    )
+    assert any(note.startswith("no kernel has zeros enough") for note in unpruned.notes)
+
+
+def pruned_file(folder: Path) -> Path:
+    """Writes the tf_keras CNN with three quarters of its larger kernels zero."""
+    model = models.tf_keras_cnn()
+    for name in ("conv_2", "dense"):
+        kernel, *rest = model.get_layer(name).get_weights()
+        kernel[np.abs(kernel) < np.quantile(np.abs(kernel), 0.75)] = 0
+        model.get_layer(name).set_weights([kernel, *rest])
+    return models.save(model, folder / "pruned.keras")
+
+
 def test_the_jobs_data_is_checked_and_used(tmp_path: Path) -> None:
     model = models.tf_keras_file(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (8, 28, 28), dtype=np.uint8)
@@ -196,3 +276,15 @@ def test_a_saved_model_cannot_become_a_keras_file(tmp_path: Path) -> None:
     with pytest.raises(SqueezeflowError) as caught:
         exported(models.two_signatures(tmp_path), tmp_path / "work", KERAS, signature="scale")
     assert caught.value.reason == "UNSUPPORTED_INPUT"
+
+
+@pytest.mark.parametrize("format", [SAVED_MODEL, KERAS], ids=["saved_model", "keras"])
+def test_a_pruned_model_keeps_its_zeros_in_every_format(format: int, tmp_path: Path) -> None:
+    model = pruned_file(tmp_path)
+    outputs = exported(model, tmp_path / "work", format)
+    assert outputs.artifact is not None
+    before = open_source(ArtifactPath(KINDS[model.suffix], model)).kernels().values()
+    after = open_source(outputs.artifact).kernels().values()
+    zeros = sorted(int((kernel == 0).sum()) for kernel in before if kernel.ndim > 1)
+    assert zeros[-1] > 5000
+    assert sorted(int((kernel == 0).sum()) for kernel in after if kernel.ndim > 1)[-len(zeros) :] == zeros

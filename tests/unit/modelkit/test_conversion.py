@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests import models
@@ -46,17 +47,24 @@ def test_a_model_that_needs_flex_is_refused_and_no_file_is_written(tmp_path: Pat
     assert not (tmp_path / "model.tflite").exists()
 
 
-def test_a_recurrent_saved_model_with_a_free_batch_says_what_to_change(tmp_path: Path) -> None:
-    import tf_keras
+def test_a_loop_over_tensors_of_unknown_shape_says_what_to_change(tmp_path: Path) -> None:
+    import tensorflow as tf
 
-    inputs = tf_keras.Input((6, 3), name="sequence")
-    tf_keras.Model(inputs, tf_keras.layers.GRU(4)(inputs)).export(str(tmp_path / "model"))
+    @tf.function(input_signature=[tf.TensorSpec((None, 6), tf.float32, name="x")])
+    def collect(x: Any) -> Any:
+        found = tf.TensorArray(tf.float32, 6, infer_shape=False)
+        for step in tf.range(6):
+            found = found.write(step, tf.boolean_mask(x[:, step], x[:, step] > 0))
+        return {"y": found.concat()}
+
+    module = tf.Module()
+    tf.saved_model.save(module, str(tmp_path / "model"), signatures={"serving_default": collect})
     source = open_source(ArtifactPath(artifact_pb2.ARTIFACT_KIND_SAVED_MODEL, tmp_path / "model"))
     with pytest.raises(SqueezeflowError) as caught:
         conversion.convert(source.converter(), tmp_path / "model.tflite")
     assert caught.value.reason == "UNSUPPORTED_OP"
     assert "TensorListReserve" in caught.value.message
-    assert "fix the batch" in caught.value.message
+    assert "element_shape" in caught.value.message
 
 
 def test_the_converted_saved_model_goes_with_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

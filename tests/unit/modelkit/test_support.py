@@ -77,7 +77,7 @@ def test_layers_of_keras_3_are_pruned_as_those_of_tf_keras() -> None:
         ("GRU", {"units": 2}, "kills the converter"),
         ("GRU", {"units": 2, "unroll": True}, ""),
         ("SimpleRNN", {"units": 2}, "kills the converter"),
-        ("LSTM", {"units": 2}, ""),
+        ("LSTM", {"units": 2, "unroll": True}, ""),
     ],
 )
 def test_what_kills_the_calibrator_is_known_before(class_name: str, options: dict[str, Any], reason: str) -> None:
@@ -87,6 +87,28 @@ def test_what_kills_the_calibrator_is_known_before(class_name: str, options: dic
     assert reason in support.quantize_reason(layer)
     wrapped = built(tf_keras.layers.Bidirectional(getattr(tf_keras.layers, class_name)(**options)), 4, 3)
     assert bool(support.quantize_reason(wrapped)) == bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "options", "shape", "operator"),
+    [
+        ("LayerNormalization", {}, (4,), "SQUARED_DIFFERENCE"),
+        ("Dense", {"units": 2, "activation": "elu"}, (4,), "ELU"),
+        ("Conv3D", {"filters": 2, "kernel_size": 2}, (4, 4, 4, 1), "CONV_3D"),
+        ("LSTM", {"units": 2}, (4, 3), "UNIDIRECTIONAL_SEQUENCE_LSTM"),
+        ("LSTM", {"units": 2, "unroll": True}, (4, 3), ""),
+        ("Embedding", {"input_dim": 4, "output_dim": 2}, (3,), "CAST"),
+        ("Dense", {"units": 2, "activation": "gelu"}, (4,), ""),
+    ],
+)
+def test_what_has_no_int16_kernel_is_known_before(
+    class_name: str, options: dict[str, Any], shape: tuple[int, ...], operator: str
+) -> None:
+    import tf_keras
+
+    reason = support.quantize_reason(built(getattr(tf_keras.layers, class_name)(**options), *shape))
+    assert reason.startswith("int16x8: there is no int16 kernel for") == bool(operator)
+    assert operator in reason
 
 
 def test_text_and_half_precision_do_not_convert() -> None:

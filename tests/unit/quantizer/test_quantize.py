@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,50 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from tests import models
+from tests.unit.quantizer.quantizing import Run, artifact, file_of, images, passed, quantize_file
 
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.core.litert import Runner
-from squeezeflow.core.step import ArtifactPath, StepInputs, StepOutputs
 from squeezeflow.core.tflite import TfliteFile
 from squeezeflow.modelkit import conversion, pruned
 from squeezeflow.modelkit.source import open_source
-from squeezeflow.quantizer import quantize
-from squeezeflow.v1 import artifact_pb2, technique_pb2
+from squeezeflow.quantizer import checks
+from squeezeflow.v1 import technique_pb2
 
-KINDS = {
-    ".keras": artifact_pb2.ARTIFACT_KIND_KERAS,
-    ".h5": artifact_pb2.ARTIFACT_KIND_HDF5,
-    "": artifact_pb2.ARTIFACT_KIND_SAVED_MODEL,
-}
 DYNAMIC, INT8 = technique_pb2.Quantize.MODE_DYNAMIC, technique_pb2.Quantize.MODE_INT8
-Run = Callable[..., StepOutputs]
-
-
-def artifact(model: Path) -> ArtifactPath:
-    return ArtifactPath(KINDS[model.suffix], model)
-
-
-def quantize_file(
-    folder: Path,
-    model: Path,
-    arrays: dict[str, np.ndarray] | None = None,
-    *,
-    told: list[Any] | None = None,
-    **params: Any,
-) -> StepOutputs:
-    """Quantizes a model file, calibrated on given arrays."""
-    artifacts = {"model": artifact(model)}
-    if arrays is not None:
-        np.savez(folder / "data.npz", **arrays)
-        artifacts["data"] = ArtifactPath(artifact_pb2.ARTIFACT_KIND_DATASET, folder / "data.npz")
-    workdir = folder / f"work-{len(list(folder.glob('work-*')))}"
-    workdir.mkdir()
-
-    def report(fraction: float, stage: str, **_: Any) -> None:
-        if told is not None:
-            told.append((fraction, stage))
-
-    return quantize.run(technique_pb2.Quantize(**params), StepInputs(artifacts=artifacts, workdir=workdir), report)
 
 
 @pytest.fixture
@@ -61,23 +27,10 @@ def run(tmp_path: Path) -> Run:
     return partial(quantize_file, tmp_path)
 
 
-def images(count: int = 40, *, height: int = 28) -> np.ndarray:
-    return np.random.default_rng(0).random((count, height, 28, 1), np.float32)
-
-
-def file_of(outputs: StepOutputs) -> TfliteFile:
-    assert outputs.artifact is not None
-    return TfliteFile.read(outputs.artifact.path)
-
-
 def convert_float(model: Path) -> TfliteFile:
     source, target = open_source(artifact(model)), model.with_suffix(".tflite")
     conversion.convert(source.converter(), target)
     return TfliteFile.read(target)
-
-
-def passed(outputs: StepOutputs) -> dict[str, bool]:
-    return {invariant.name: invariant.passed for invariant in outputs.invariants}
 
 
 FORMATS = [models.tf_keras_file, models.keras3_file, models.saved_model]
@@ -167,7 +120,7 @@ def test_an_operator_without_an_int8_kernel_stays_float_and_is_named(tmp_path: P
 
 def test_a_file_in_which_nothing_became_int8_is_not_passed_as_quantized(tmp_path: Path) -> None:
     file = convert_float(models.tf_keras_file(tmp_path))
-    invariant, notes = quantize.check_integers(file, "int8")
+    (invariant,), notes = checks.integers(file, "int8")
     assert not invariant.passed
     assert "CONV_2D" in invariant.detail
     assert notes
