@@ -17,12 +17,19 @@ from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.core.sizes import sizes_of
 from squeezeflow.core.step import ArtifactPath
 from squeezeflow.core.tflite import TfliteFile
-from squeezeflow.modelkit import layers, scan, support
+from squeezeflow.modelkit import clusterable, layers, quantizable, scan, support
 from squeezeflow.v1 import artifact_pb2, model_pb2
 
-_TECHNIQUES = ("convert", "export", "quantize", "prune")
+_TECHNIQUES = ("convert", "export", "quantize", "train_quantized", "prune", "cluster")
+# What trains layers, and what each says where no layer is there for it.
+_TRAINED = {
+    "train_quantized": "no layer has a kernel to train with fake quantization",
+    "prune": "no layer has a kernel to prune",
+    "cluster": "no layer has a kernel to cluster",
+}
 _NOT_A_SOURCE = "the file is TFLite already: give the Keras model or SavedModel that it was made from"
 _NO_LAYERS = "a SavedModel is a graph without layers: give the .keras or .h5 file that it was exported from"
+_NO_LAYERS_AT_ONCE = f"{_NO_LAYERS}, or set one_shot"
 
 
 def describe(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -96,7 +103,9 @@ def _saved_model(model: ArtifactPath, wanted: str) -> model_pb2.ModelDescription
             raise
         reason = error.message
     reason = _refused(description) or reason
-    reasons = {"convert": reason, "export": reason, "quantize": reason, "prune": _refused(description) or _NO_LAYERS}
+    reasons = dict.fromkeys(("convert", "export", "quantize"), reason)
+    reasons["train_quantized"] = _refused(description) or _NO_LAYERS
+    reasons |= dict.fromkeys(("prune", "cluster"), _refused(description) or _NO_LAYERS_AT_ONCE)
     description.techniques.extend(_support(reasons))
     return description
 
@@ -120,7 +129,8 @@ def _keras(model: ArtifactPath) -> model_pb2.ModelDescription:
         reason = error.message
     description.parameters = sum(math.prod(weight.shape) for weight in loaded.weights)
     description.layers.extend(_layer(path, layer) for path, layer in layers.walk(loaded))
-    description.techniques.extend(_support(_model_reasons(description, reason, keras3=keras3)))
+    trainable = reason or (_twin_reason(loaded) if keras3 else "")
+    description.techniques.extend(_support(_model_reasons(description, reason, trainable)))
     return description
 
 
@@ -128,7 +138,9 @@ def _layer(path: str, layer: Any) -> model_pb2.LayerDescription:
     reasons = {
         "convert": support.convert_reason(layer),
         "quantize": support.quantize_reason(layer),
+        "train_quantized": quantizable.train_quantized_reason(layer),
         "prune": support.prune_reason(layer),
+        "cluster": clusterable.cluster_reason(layer),
     }
     return model_pb2.LayerDescription(
         name=path,
@@ -139,8 +151,24 @@ def _layer(path: str, layer: Any) -> model_pb2.LayerDescription:
     )
 
 
-def _model_reasons(description: model_pb2.ModelDescription, reason: str, *, keras3: bool) -> dict[str, str]:
-    """Gives why each technique does not take a Keras model; a layer that does not convert is named."""
+def _twin_reason(model: Any) -> str:
+    """Says why a Keras 3 model cannot be rebuilt in tf_keras, which training needs; empty where it can."""
+    from squeezeflow.modelkit.bridge.replay import twin_of_model
+
+    try:
+        twin_of_model(model)
+    except SqueezeflowError as error:
+        return error.message
+    return ""
+
+
+def _model_reasons(description: model_pb2.ModelDescription, reason: str, trainable: str) -> dict[str, str]:
+    """Gives why each technique does not take a Keras model; a layer that does not convert is named.
+
+    Args:
+        reason: why nothing takes it; empty where something does.
+        trainable: why nothing that trains takes it.
+    """
     unconvertible = [
         f"{layer.name}: {technique.reason}"
         for layer in description.layers
@@ -148,11 +176,14 @@ def _model_reasons(description: model_pb2.ModelDescription, reason: str, *, kera
         if technique.technique == "convert" and not technique.supported
     ]
     convert = reason or "; ".join(unconvertible)
-    pruned = any(t.supported for layer in description.layers for t in layer.techniques if t.technique == "prune")
-    prune = reason or ("" if pruned else "no layer has a kernel to prune")
-    if keras3:
-        prune = support.KERAS3_REASON
-    return {"convert": convert, "export": reason, "quantize": convert, "prune": prune}
+    taken = {
+        technique.technique
+        for layer in description.layers
+        for technique in layer.techniques
+        if technique.supported and layer.parameters
+    }
+    trained = {name: trainable or ("" if name in taken else no_layer) for name, no_layer in _TRAINED.items()}
+    return {"convert": convert, "export": reason, "quantize": convert, **trained}
 
 
 def _support(reasons: dict[str, str]) -> list[model_pb2.TechniqueSupport]:

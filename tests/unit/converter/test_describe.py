@@ -43,19 +43,46 @@ def test_a_keras_model_is_described_layer_by_layer(tmp_path: Path) -> None:
     layers = {layer.name: layer for layer in found.layers}
     assert (layers["conv_2"].class_name, layers["conv_2"].parameters) == ("Conv2D", 1168)
     assert list(layers["conv_2"].output_shape) == [-1, 5, 5, 16]
-    assert reasons(layers["dense"].techniques) == {"convert": "", "quantize": "", "prune": ""}
-    assert "depthwise" in reasons(layers["depthwise"].techniques)["prune"]
+    assert reasons(layers["dense"].techniques) == dict.fromkeys(
+        ("convert", "quantize", "train_quantized", "prune", "cluster"), ""
+    )
+    left = reasons(layers["depthwise"].techniques)
+    assert "depthwise" in left["prune"]
+    assert "depthwise" in left["cluster"]
+    assert left["train_quantized"] == ""
     assert all(technique.supported for technique in found.techniques)
     assert found.sizes.raw_bytes == (tmp_path / "model.keras").stat().st_size
     assert not found.findings
 
 
-def test_a_keras_3_model_is_told_that_it_cannot_be_pruned(tmp_path: Path) -> None:
+def test_every_technique_takes_a_keras_3_model_that_can_be_rebuilt(tmp_path: Path) -> None:
     found = described(models.keras3_file(tmp_path))
     assert found.format == "Keras 3 .keras"
+    assert set(reasons(found.techniques)) == {"convert", "export", "quantize", "train_quantized", "prune", "cluster"}
+    assert all(technique.supported for technique in found.techniques)
+
+
+def test_a_keras_3_model_that_cannot_be_rebuilt_is_not_trained_and_the_layer_is_named(tmp_path: Path) -> None:
+    import keras
+
+    inputs = keras.Input((4,), name="values")
+    outputs = keras.layers.Dense(2)(keras.layers.SpectralNormalization(keras.layers.Dense(3), name="spectral")(inputs))
+    path = tmp_path / "spectral.keras"
+    keras.Model(inputs, outputs).save(path)
+    found = described(path)
     supported = {technique.technique: technique.supported for technique in found.techniques}
-    assert supported == {"convert": True, "export": True, "quantize": True, "prune": False}
-    assert "Keras 3" in reasons(found.techniques)["prune"]
+    assert supported == {
+        **dict.fromkeys(("convert", "export", "quantize"), True),
+        **dict.fromkeys(("train_quantized", "prune", "cluster"), False),
+    }
+    assert "spectral" in reasons(found.techniques)["prune"]
+
+
+def test_a_saved_model_says_what_works_at_once_without_layers(tmp_path: Path) -> None:
+    found = reasons(described(models.saved_model(tmp_path)).techniques)
+    assert "one_shot" in found["prune"]
+    assert "one_shot" in found["cluster"]
+    assert "one_shot" not in found["train_quantized"]
 
 
 def test_a_layer_that_int8_cannot_take_says_so(tmp_path: Path) -> None:
