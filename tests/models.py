@@ -19,6 +19,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 CLASSES = 10
+# Where an HDF5 file of the CNN keeps the kernel of its last layer.
+LINKED = "model_weights/probabilities/probabilities/kernel:0"
 
 
 def tf_keras_cnn(*, dense: int = 32, batch_norm: bool = True) -> Any:
@@ -277,3 +279,50 @@ def truncated(source: Path, target: Path, *, keep: float = 0.5) -> Path:
     data = source.read_bytes()
     target.write_bytes(data[: int(len(data) * keep)])
     return target
+
+
+def gadget(folder: Path, marker: Path) -> dict[str, Any]:
+    """Gives a configuration that names a function of a module in `folder`; importing that module writes `marker`.
+
+    The payload works only where `folder` is on the import path.
+    """
+    (folder / "gadget_function.py").write_text(f"open({str(marker)!r}, 'a').write('ran')\ndef call(x): return x\n")
+    return {"module": "gadget_function", "class_name": "function", "config": "call", "registered_name": "function"}
+
+
+def gadget_in(folder: Path, marker: Path, place: str, *, name: str = "gadget_in.keras") -> Path:
+    """Writes a `.keras` with `gadget` in one place: an argument of a dense layer, or a key of `compile_config`."""
+    payload = gadget(folder, marker)
+
+    def change(config: dict[str, Any]) -> None:
+        if place == "loss":
+            config["compile_config"] = {"optimizer": "adam", "loss": payload}
+        else:
+            layers = config["config"]["layers"]
+            next(layer for layer in layers if layer["config"]["name"] == "dense")["config"][place] = payload
+
+    return edit_config(tf_keras_file(folder, name="gadget_in_source.keras"), folder / name, change)
+
+
+def lambda_saved_model(folder: Path, marker: Path) -> Path:
+    """Writes a SavedModel as tf_keras does, the bytecode of a Lambda layer that writes `marker` beside the graph."""
+    import tf_keras
+
+    body = eval(f"lambda x: (open({str(marker)!r}, 'a').write('ran'), x * 2.0)[1]")
+    inputs = tf_keras.Input((4,), name="x")
+    model = tf_keras.Model(inputs, tf_keras.layers.Lambda(body, name="payload")(inputs), name="evil")
+    model.save(str(folder / "lambda_saved_model"), save_format="tf")
+    marker.unlink(missing_ok=True)
+    return folder / "lambda_saved_model"
+
+
+def reads_other_file(folder: Path, secret: Path) -> Path:
+    """Writes a Keras HDF5 file one of whose kernels is a link to the same place in the HDF5 file `secret`, all 7."""
+    import h5py
+
+    path = tf_keras_file(folder, name="linked.h5")
+    with h5py.File(path, "a") as file, h5py.File(secret, "w") as other:
+        other[LINKED] = np.full(file[LINKED].shape, 7.0, "f")
+        del file[LINKED]
+        file[LINKED] = h5py.ExternalLink(str(secret), f"/{LINKED}")
+    return path

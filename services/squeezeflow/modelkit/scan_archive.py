@@ -18,6 +18,9 @@ MAX_MEMBERS = 10_000
 MAX_RATIO = 200
 SMALL = 256 << 20
 MAX_CONFIG = 64 << 20
+# What both libraries write; weights as `.npz` would be an archive in the archive.
+MEMBERS = frozenset({"config.json", "metadata.json", "model.weights.h5"})
+FOLDERS = ("assets/",)
 _CHUNK = 1 << 20
 
 
@@ -54,6 +57,8 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> None:
             raise malformed(f"the member {member.filename!r} climbs out of its folder")
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or member.flag_bits & 1:
             raise malformed(f"the member {member.filename!r} is a link, a device or encrypted")
+        if member.filename not in MEMBERS and not member.filename.startswith(FOLDERS):
+            raise malformed(f"the member {member.filename!r} is not one that Keras writes")
         if member.filename in seen:
             raise malformed(f"the member {member.filename!r} is there twice")
         seen.add(member.filename)

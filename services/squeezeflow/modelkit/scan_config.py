@@ -6,42 +6,74 @@ an HDF5 file whatever its safe mode says. So nothing is handed to them unless ev
 
 from __future__ import annotations
 
+import builtins
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from squeezeflow.modelkit import keras_names as names
 
 _OPERATION = re.compile(r"[A-Z][A-Za-z0-9]*")
+_OPERATION_MODULES = frozenset(["core", "image", "linalg", "math", "nn", "numpy"])
 # Layers that read a file when their vocabulary is a path.
 _LOOKUPS = frozenset(["StringLookup", "IntegerLookup", "TextVectorization"])
 # A real configuration nests by models in models; deeper ones are made to exhaust a parser.
 MAX_DEPTH = 200
 
 
+Check = Callable[[dict[str, Any], str], Iterator[str]]
+
+
 def scan_config(config: Any) -> list[str]:
     """Gives what is found, each as one line; empty means that loading runs nothing of the model's own.
 
-    The compile configuration at the top is left out: models are loaded without it.
+    Models are loaded without their compile configuration: at the top it may name a loss of the author's own, which is
+    a name and no more, but neither code nor what gadgets call.
     """
     if isinstance(config, dict):
+        compiled = scan_names(config.get("compile_config"), "compile_config")
         config = {key: value for key, value in config.items() if key != "compile_config"}
-    return list(dict.fromkeys(_walk(config, "the model", 0)))
+    else:
+        compiled = []
+    return list(dict.fromkeys([*_walk(config, "the model", 0, _check), *compiled]))
 
 
-def _walk(value: Any, place: str, depth: int) -> Iterator[str]:
+def scan_names(config: Any, place: str) -> list[str]:
+    """Gives what is found in a configuration that is never loaded: code, and names that no honest model has there."""
+    return list(dict.fromkeys(_walk(config, place, 0, _check_name)))
+
+
+def _walk(value: Any, place: str, depth: int, check: Check) -> Iterator[str]:
     if depth > MAX_DEPTH:
         yield f"{place}: configuration nested deeper than {MAX_DEPTH}"
         return
     if isinstance(value, list):
         for item in value:
-            yield from _walk(item, place, depth + 1)
+            yield from _walk(item, place, depth + 1, check)
     elif isinstance(value, dict):
         if "class_name" in value:
             place = _place(value, place)
-            yield from _check(value, place)
+            yield from check(value, place)
         for item in value.values():
-            yield from _walk(item, place, depth + 1)
+            yield from _walk(item, place, depth + 1, check)
+
+
+def _check_name(node: dict[str, Any], place: str) -> Iterator[str]:
+    name, module, inner = node["class_name"], node.get("module"), node.get("config")
+    if not isinstance(name, str):
+        yield f"{place}: a class that is not named by text"
+    elif name in names.CODE_LAYERS:
+        yield f"{place}: {name} carries or loads code"
+    elif name == "__lambda__":
+        yield f"{place}: a Python lambda"
+    elif isinstance(module, str):
+        function = inner if name == "function" else name
+        root = module.split(".")[0]
+        library = root in {known.split(".")[0] for known in names.ROOTS}
+        python = root in sys.stdlib_module_names and root not in ("builtins", "__main__")
+        if python or (library and not _is_keras(module)) or (root == "builtins" and hasattr(builtins, str(function))):
+            yield f"{place}: the {'function' if name == 'function' else 'object'} {_qualified(module, function)}"
 
 
 def _place(node: dict[str, Any], place: str) -> str:
@@ -79,8 +111,10 @@ def _is_known(name: str, module: str | None) -> bool:
         return name in names.LAYERS or name in names.PARTS or name in names.MODELS
     if not _is_keras(module):
         return False
-    if "ops" in module.split("."):
-        return _OPERATION.fullmatch(name) is not None
+    parts = module.split(".")
+    if "ops" in parts:
+        below = parts[parts.index("ops") + 1 :]
+        return _OPERATION.fullmatch(name) is not None and all(part in _OPERATION_MODULES for part in below)
     return name in names.LAYERS or name in names.PARTS or name in names.MODELS
 
 

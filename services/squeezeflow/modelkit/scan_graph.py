@@ -1,8 +1,10 @@
 """Reads the graph of a SavedModel without loading it, and names operations that reach outside of the graph.
 
 Loading a SavedModel runs its initialisers, and so does converting it; both have been seen to write files. Every graph
-and every function in it is looked at, reachable or not. Saving and restoring variables is part of every SavedModel:
-those operations are let through only where the loader itself calls them, with a file name that comes from outside.
+and every function in it is looked at, reachable or not. An operation is let through when TensorFlow knows it as one
+without effects, or when it is listed here: variables, tables, random numbers, calls. Saving and restoring variables is
+part of every SavedModel: those operations are let through only where the loader itself calls them, with a file name
+that comes from outside.
 """
 
 from __future__ import annotations
@@ -10,21 +12,34 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from squeezeflow.modelkit.scan_config import scan_config
+from squeezeflow.core.errors import SqueezeflowError
+from squeezeflow.modelkit.scan_config import scan_names
 
+# Operations with effects that stay within the model: on its variables, tables, lists and random numbers.
+_STATE = re.compile(
+    r"Placeholder\w*|_Arg|_Retval|NoOp|Assert|CheckNumerics(V2)?|GuaranteeConst|Print(V2)?|Timestamp"
+    r"|VarHandleOp|VarIsInitializedOp|IsVariableInitialized|Variable(V2)?|TemporaryVariable|DestroyTemporaryVariable"
+    r"|ReadVariableOp|_ReadVariablesOp|Assign\w*|VariableShape|Resource\w+|Scatter\w+"
+    r"|CountUpTo|DestroyResourceOp|DisableCopyOnRead"
+    r"|(Anonymous|Mutable)*(DenseHash|Hash)Table\w*|LookupTable\w+|InitializeTable(V2)?"
+    r"|TensorArray\w*|Stack\w*|Random\w+|Truncated\w+|ParameterizedTruncatedNormal|Multinomial|Rng\w+|Stateful\w+"
+    r"|PartitionedCall|While|If|Case|SymbolicGradient|CudnnRNN\w*|\w*CandidateSampler"
+    r"|StatelessRandomGetAlg|SampleDistortedBoundingBox(V2)?|DeepCopy"
+)
 _CODE = re.compile(r"PyFunc(Stateless)?|EagerPyFunc|\w*PyFunc\w*")
 _FILES = re.compile(
     r"ReadFile|WriteFile|MatchingFiles|Save|SaveSlices|SaveV2|Restore|RestoreSlice|RestoreV2|MergeV2Checkpoints"
     r"|LoadAndRemapMatrix|GenerateVocabRemapping|InitializeTableFromTextFile(V2)?|FixedUnigramCandidateSampler"
     r"|RecordInput|ImmutableConst|DecodeProto(V2)?|EncodeProto|FileSystemSetConfiguration|DistributedSave"
     r"|CheckpointNameRegexes|CreateSummary\w+|Write\w*Summary|ImportEvent|\w*Reader(V2)?|Reader\w+|LMDBReader"
-    r"|\w*Dataset(V\d)?|\w*Iterator\w*"
+    r"|\w*Dataset\w*|\w*Iterator\w*"
 )
 _NETWORK = re.compile(
-    r"_?(Host)?(Send|Recv)|RemoteCall|Collective\w+|Nccl\w+|Debug\w+|WorkerHeartbeat|Rpc\w*|\w*TPU\w*"
+    r"_?(Host)?(Send|Recv)|RemoteCall|RemoteFusedGraphExecute|Collective\w+|Nccl\w+|Debug\w+|WorkerHeartbeat|Rpc\w*"
+    r"|Xla\w+|\w*TPU\w*"
 )
 _SAVERS = frozenset({"SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename", "Save", "Restore"})
 _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
@@ -38,11 +53,29 @@ def scan_saved_model(folder: Path) -> list[str]:
     from squeezeflow.modelkit import saved_model_source
 
     message = saved_model_source.read_proto(folder)
-    findings: dict[str, None] = {}
+    findings: dict[str, None] = dict.fromkeys(_scan_files(folder))
     for graph in message.meta_graphs:
         findings.update(dict.fromkeys(_scan_graph(graph)))
-    findings.update(dict.fromkeys(_scan_metadata(folder / "keras_metadata.pb")))
+        findings.update(dict.fromkeys(_scan_assets(graph)))
+        # Where TensorFlow 2.0 to 2.4 kept what is in keras_metadata.pb now.
+        nodes = [node.user_object.metadata for node in graph.object_graph_def.nodes]
+        findings.update(dict.fromkeys(_scan_metadata(nodes)))
+    findings.update(dict.fromkeys(_scan_metadata(_metadata(folder / "keras_metadata.pb"))))
     return list(findings)
+
+
+def _scan_files(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            yield f"{path.relative_to(folder)}: a link to {path.readlink()}"
+
+
+def _scan_assets(graph: Any) -> Iterator[str]:
+    """Names assets that lie outside of the folder: the loader opens whatever path they have."""
+    for asset in graph.asset_file_def:
+        parts = PurePosixPath(asset.filename).parts
+        if not parts or parts[0] == "/" or ".." in parts or "://" in asset.filename or "\\" in asset.filename:
+            yield f"the asset {asset.filename[:200]!r} lies outside of the model"
 
 
 def _scan_graph(graph: Any) -> Iterator[str]:
@@ -68,6 +101,18 @@ def _scan_nodes(nodes: Iterable[Any], place: str, *, let_save: bool) -> Iterator
             yield f"{place}: operation {node.op} reads or writes files"
         elif _NETWORK.fullmatch(node.op):
             yield f"{place}: operation {node.op} reaches other processes"
+        elif not _is_harmless(node.op):
+            yield f"{place}: operation {node.op[:100]} is not known to be harmless"
+
+
+def _is_harmless(name: str) -> bool:
+    """Tells whether an operation does nothing but compute, or changes nothing but the model's own state."""
+    from tensorflow.python.framework import op_def_registry
+
+    definition = op_def_registry.get(name)
+    if definition is None or name == "Abort":
+        return False
+    return not definition.is_stateful or _STATE.fullmatch(name) is not None
 
 
 def _called(functions: Iterable[Any], graph: Any) -> set[str]:
@@ -115,19 +160,30 @@ def _saver_is_apart(graph: Any) -> bool:
     return True
 
 
-def _scan_metadata(path: Path) -> Iterator[str]:
-    """Looks for Lambda layers in what tf_keras wrote beside the graph; classes of its own are only names there."""
+def _metadata(path: Path) -> list[str]:
     if not path.is_file():
-        return
+        return []
+    from google.protobuf.message import DecodeError
     from tf_keras.protobuf import saved_metadata_pb2
 
     metadata = saved_metadata_pb2.SavedMetadata()
-    metadata.ParseFromString(path.read_bytes())
-    for node in metadata.nodes:
+    try:
+        metadata.ParseFromString(path.read_bytes())
+    except DecodeError as error:
+        raise SqueezeflowError(
+            "MALFORMED_MODEL", f"{path.name} cannot be read: save the model again and check that the upload is complete"
+        ) from error
+    return [node.metadata for node in metadata.nodes]
+
+
+def _scan_metadata(texts: Iterable[str]) -> Iterator[str]:
+    """Looks for code in what tf_keras wrote beside the graph; classes of its own are only names there."""
+    for text in texts:
         try:
-            config = json.loads(node.metadata)
+            config = json.loads(text)
         except ValueError:
             continue
-        for finding in scan_config(config):
-            if "carries or loads code" in finding or "Python lambda" in finding:
-                yield finding
+        except RecursionError:
+            yield "the model: configuration nested without end"
+            continue
+        yield from scan_names(config, "the model")

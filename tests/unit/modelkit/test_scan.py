@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
 import io
 import json
+import stat
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 from tests import models
 
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.core.step import ArtifactPath
-from squeezeflow.modelkit import keras_names, scan
+from squeezeflow.modelkit import keras_names, saved_model_source, scan
 from squeezeflow.modelkit.scan_archive import scan_archive
 from squeezeflow.modelkit.scan_config import scan_config
 from squeezeflow.modelkit.source import open_source
@@ -32,12 +37,17 @@ def lambda_hdf5(folder: Path, marker: Path) -> Path:
     return models.lambda_layer(folder, marker, name="lambda.h5")
 
 
+def gadget_loss(folder: Path, marker: Path) -> Path:
+    return models.gadget_in(folder, marker, "loss")
+
+
 CARRIERS: list[tuple[Callable[[Path, Path], Path], int, str]] = [
     (models.lambda_layer, KERAS, "layer payload: Lambda"),
     (lambda_hdf5, HDF5, "layer payload: Lambda"),
     (models.gadget_config, KERAS, "gadget_module.Gadget"),
     (models.writes_file_at_load, SAVED_MODEL, "operation WriteFile"),
     (models.calls_python, SAVED_MODEL, "operation PyFunc"),
+    (models.lambda_saved_model, SAVED_MODEL, "layer payload: Lambda"),
 ]
 
 
@@ -60,15 +70,84 @@ def test_a_model_with_code_is_refused_by_name_and_nothing_of_it_runs(
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("make", [models.writes_file_at_load, lambda_hdf5])
+@pytest.mark.parametrize("make", [models.writes_file_at_load, models.lambda_saved_model, lambda_hdf5])
 def test_the_samples_do_run_code_where_nothing_scans_them(make: Callable[[Path, Path], Path], tmp_path: Path) -> None:
     import tensorflow as tf
     import tf_keras
 
     marker = tmp_path / "marker"
     path = make(tmp_path, marker)
-    tf_keras.models.load_model(path) if path.suffix else tf.saved_model.load(str(path))
+    if make is models.writes_file_at_load:
+        tf.saved_model.load(str(path))
+    else:
+        tf_keras.models.load_model(str(path))
     assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    "place", ["activation", "kernel_initializer", "kernel_regularizer", "bias_constraint", "dtype", "name", "loss"]
+)
+def test_a_gadget_anywhere_in_a_configuration_is_never_imported(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    marker = tmp_path / "marker"
+    path = models.gadget_in(tmp_path, marker, place)
+    if place == "loss":
+        # A loss of the author's own is honest: the model is loaded without it.
+        open_source(ArtifactPath(KERAS, path))
+    else:
+        with pytest.raises(SqueezeflowError, match=r"the function gadget_function\.call is not part of Keras"):
+            open_source(ArtifactPath(KERAS, path))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "make", [models.gadget_config, lambda folder, marker: models.gadget_in(folder, marker, "loss")]
+)
+def test_gadgets_are_imported_where_nothing_scans_them(
+    make: Callable[[Path, Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tf_keras
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for module in ("gadget_function", "gadget_module"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    marker = tmp_path / "marker"
+    path = make(tmp_path, marker)
+    # What is imported may be of no use to Keras; it has run by then.
+    with contextlib.suppress(TypeError, ValueError):
+        tf_keras.models.load_model(str(path))
+    assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [
+        ("os", "system"),
+        ("subprocess", "Popen"),
+        ("builtins", "exec"),
+        ("keras.utils", "get_file"),
+        ("tf_keras.utils", "f"),
+    ],
+)
+def test_a_compile_configuration_names_no_gadget_either(module: str, function: str) -> None:
+    gadget = {"module": module, "class_name": "function", "config": function, "registered_name": "function"}
+    for compiled in ({"loss": gadget}, {"metrics": [[gadget]]}, {"optimizer": {"config": {"learning_rate": gadget}}}):
+        found = scan_config({**layer("Sequential", layers=[]), "compile_config": compiled})
+        assert found == [f"compile_config: the function {module}.{function}"]
+    lambdas = {"loss": {"class_name": "__lambda__", "config": {"value": "4wEA"}}}
+    assert scan_config({"compile_config": lambdas}) == ["compile_config: a Python lambda"]
+
+
+def test_the_training_configuration_of_an_hdf5_file_is_scanned(tmp_path: Path) -> None:
+    path = models.tf_keras_file(tmp_path, name="model.h5", compiled=True)
+    assert scan.scan(ArtifactPath(HDF5, path)) == []
+    with h5py.File(path, "a") as file:
+        training = json.loads(file.attrs["training_config"])
+        training["loss"] = {"module": "os", "class_name": "function", "config": "system"}
+        file.attrs["training_config"] = json.dumps(training)
+    assert scan.scan(ArtifactPath(HDF5, path)) == ["training_config: the function os.system"]
 
 
 @pytest.mark.parametrize(
@@ -107,6 +186,8 @@ def test_a_tflite_file_has_no_place_for_code() -> None:
         (layer("StringLookup", name="s", vocabulary="/etc/passwd"), "from the file /etc/passwd"),
         (layer("TFOpLambda", name="w", function="io.write_file"), "the operation tf.io.write_file"),
         (layer("TFOpLambda", name="w", function="py_function"), "the operation tf.py_function"),
+        ({**layer("Add", name="a"), "module": "keras.src.ops.operation_utils"}, "keras.src.ops.operation_utils.Add"),
+        ({"class_name": 7, "config": {}}, "not named by text"),
     ],
 )
 def test_a_configuration_may_name_nothing_but_keras(config: dict[str, Any], what: str) -> None:
@@ -220,7 +301,175 @@ def test_weights_that_link_into_other_files_are_a_finding(tmp_path: Path) -> Non
     assert any("values that lie in another file" in finding for finding in found)
 
 
+def test_a_member_that_keras_does_not_write_is_refused(tmp_path: Path) -> None:
+    # Weights as .npz would be an archive in the archive, which nothing has looked into.
+    path = archive(tmp_path / "m.keras", {"config.json": CONFIG, "model.weights.npz": b"PK"})
+    assert "'model.weights.npz' is not one that Keras writes" in refused(path)
+    assert scan_archive(archive(tmp_path / "n.keras", {"config.json": CONFIG, "assets/layers/words.txt": b"a"})) == []
+
+
+def test_members_that_share_their_bytes_inflate_together(tmp_path: Path) -> None:
+    # The directory names one deflated member many times, as "better zip bombs" do.
+    path = archive(tmp_path / "m.keras", {"config.json": CONFIG, "assets/0": bytes(1 << 20)}, compression=8)
+    with zipfile.ZipFile(path, "a") as file:
+        first = file.getinfo("assets/0")
+        for number in range(1, 300):
+            again = copy.copy(first)
+            again.filename = f"assets/{number}"
+            file.filelist.append(again)
+            file.NameToInfo[again.filename] = again
+        file._didModify = True  # type: ignore[attr-defined]
+    assert path.stat().st_size < 100_000
+    assert "inflates to more than" in refused(path)
+
+
+def test_too_many_members_are_refused(tmp_path: Path) -> None:
+    members = {f"assets/{number}": b"" for number in range(10_001)}
+    assert "at most 10000 are taken" in refused(archive(tmp_path / "m.keras", {"config.json": CONFIG, **members}))
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO])
+def test_a_member_that_is_no_file_is_refused(kind: int, tmp_path: Path) -> None:
+    path = tmp_path / "m.keras"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("config.json", CONFIG)
+        link = zipfile.ZipInfo("assets/link")
+        link.external_attr = (kind | 0o777) << 16
+        file.writestr(link, "/etc/passwd")
+    assert "is a link, a device or encrypted" in refused(path)
+
+
+# HDF5
+
+
+def test_a_kernel_in_another_file_is_refused_and_would_be_read(tmp_path: Path) -> None:
+    path = models.reads_other_file(tmp_path, tmp_path / "secret.h5")
+    (found,) = scan.scan(ArtifactPath(HDF5, path))
+    assert f"a link into the file {tmp_path / 'secret.h5'}" in found
+    with h5py.File(path) as file:
+        assert (file[models.LINKED][...] == 7.0).all()
+
+
+def test_virtual_values_are_a_finding(tmp_path: Path) -> None:
+    path = models.tf_keras_file(tmp_path, name="model.h5")
+    with h5py.File(path, "a") as file:
+        layout = h5py.VirtualLayout((4,), "f4")
+        layout[:] = h5py.VirtualSource("/etc/secret.h5", "values", (4,))
+        file.create_virtual_dataset("virtual", layout)
+    assert scan.scan(ArtifactPath(HDF5, path)) == ["//virtual: values that lie in another file"]
+
+
+def test_a_dataset_that_is_small_in_the_file_and_huge_in_memory_is_malformed(tmp_path: Path) -> None:
+    path = models.tf_keras_file(tmp_path, name="model.h5")
+    with h5py.File(path, "a") as file:
+        file.create_dataset("huge", (1 << 40,), "f4", chunks=(1 << 16,))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(SqueezeflowError, match="its values take more than") as caught:
+        scan.scan(ArtifactPath(HDF5, path))
+    assert caught.value.reason == "MALFORMED_MODEL"
+
+
+def test_a_filter_that_would_load_a_library_is_a_finding(tmp_path: Path) -> None:
+    path = models.tf_keras_file(tmp_path, name="model.h5")
+    with h5py.File(path, "a") as file:
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_chunk((4,))
+        # Optional, so that it can be written here without the library.
+        properties.set_filter(32001, h5py.h5z.FLAG_OPTIONAL, (0,))
+        h5py.h5d.create(file.id, b"filtered", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((4,)), properties)
+        file.create_dataset("deflated", data=np.zeros(100), compression="gzip", shuffle=True)
+    (found,) = scan.scan(ArtifactPath(HDF5, path))
+    assert "the filter 32001, for which a library would be loaded" in found
+
+
 # Graphs
+
+
+def edited_graph(folder: Path, change: Callable[[Any], None]) -> list[str]:
+    """Scans a clean SavedModel whose proto was changed."""
+    path = models.two_signatures(folder)
+    message = saved_model_source.read_proto(path)
+    change(message.meta_graphs[0])
+    (path / "saved_model.pb").write_bytes(message.SerializeToString())
+    return scan.scan(ArtifactPath(SAVED_MODEL, path))
+
+
+@pytest.mark.parametrize(
+    ("operation", "what"),
+    [
+        ("ReadFile", "reads or writes files"),
+        ("WriteFile", "reads or writes files"),
+        ("MatchingFiles", "reads or writes files"),
+        # It runs the graph that it is given as text.
+        ("DatasetFromGraph", "reads or writes files"),
+        ("TextLineDataset", "reads or writes files"),
+        ("EagerPyFunc", "runs Python code"),
+        ("XlaCustomCallV2", "reaches other processes"),
+        ("RemoteCall", "reaches other processes"),
+        ("Abort", "is not known to be harmless"),
+        ("FIFOQueueV2", "is not known to be harmless"),
+        ("SomebodysOwnOperation", "is not known to be harmless"),
+    ],
+)
+@pytest.mark.parametrize("where", ["graph", "function"])
+def test_an_operation_with_effects_is_found_wherever_it_is(
+    operation: str, what: str, where: str, tmp_path: Path
+) -> None:
+    def change(graph: Any) -> None:
+        nodes = graph.graph_def.node if where == "graph" else graph.graph_def.library.function.add().node_def
+        nodes.add(name="payload", op=operation)
+
+    (found,) = edited_graph(tmp_path, change)
+    assert f"operation {operation} {what}" in found
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b", "gs://bucket/words.txt", ""])
+def test_an_asset_outside_of_the_folder_is_a_finding(name: str, tmp_path: Path) -> None:
+    (found,) = edited_graph(tmp_path, lambda graph: graph.asset_file_def.add(filename=name))
+    assert found == f"the asset {name!r} lies outside of the model"
+
+
+def test_an_asset_inside_of_the_folder_is_clean(tmp_path: Path) -> None:
+    assert edited_graph(tmp_path, lambda graph: graph.asset_file_def.add(filename="words.txt")) == []
+
+
+def test_a_link_in_the_folder_is_a_finding(tmp_path: Path) -> None:
+    path = models.two_signatures(tmp_path)
+    (path / "assets").mkdir(exist_ok=True)
+    (path / "assets" / "words.txt").symlink_to("/etc/passwd")
+    assert scan.scan(ArtifactPath(SAVED_MODEL, path)) == ["assets/words.txt: a link to /etc/passwd"]
+
+
+def test_code_in_the_metadata_of_an_old_saved_model_is_a_finding(tmp_path: Path) -> None:
+    gadget = {"module": "os", "class_name": "function", "config": "system"}
+    config = {"class_name": "Dense", "config": {"name": "d", "activation": gadget}}
+
+    def change(graph: Any) -> None:
+        graph.object_graph_def.nodes.add().user_object.metadata = json.dumps(config)
+
+    assert edited_graph(tmp_path, change) == ["layer d: the function os.system"]
+
+
+def test_metadata_that_cannot_be_read_is_malformed(tmp_path: Path) -> None:
+    path = models.two_signatures(tmp_path)
+    (path / "keras_metadata.pb").write_bytes(b"\xff\xff\xff")
+    with pytest.raises(SqueezeflowError, match=r"keras_metadata\.pb cannot be read") as caught:
+        scan.scan(ArtifactPath(SAVED_MODEL, path))
+    assert caught.value.reason == "MALFORMED_MODEL"
+
+
+def test_an_honest_saved_model_with_state_of_every_kind_is_clean(tmp_path: Path) -> None:
+    import tf_keras
+
+    layers = tf_keras.layers
+    words = tf_keras.Input((6,), dtype="int64", name="words")
+    x = layers.Embedding(12, 4)(layers.IntegerLookup(vocabulary=[3, 5, 8], name="lookup")(words))
+    x = layers.Dropout(0.5)(layers.Flatten()(layers.GaussianNoise(0.1)(x)))
+    model = tf_keras.Model(words, layers.Dense(1)(layers.BatchNormalization()(x)))
+    model.compile("adam", "mse")
+    model.train_on_batch(np.ones((8, 6), "int64"), np.zeros((8, 1)))
+    model.save(str(tmp_path / "model"), save_format="tf")
+    assert scan.scan(ArtifactPath(SAVED_MODEL, tmp_path / "model")) == []
 
 
 def test_a_hidden_save_is_not_mistaken_for_the_loaders_own(tmp_path: Path) -> None:
