@@ -95,6 +95,7 @@ def main(folder: Path) -> None:
     recurrent(maker)
     batches(maker)
     single_operators(maker)
+    integer_modes(maker)
     clustered(maker)
 
 
@@ -216,6 +217,28 @@ def shared_values(values: np.ndarray, count: int) -> np.ndarray:
     """Gives every value as the nearest of `count` quantiles."""
     centres = np.quantile(values, (np.arange(count) + 0.5) / count).astype(values.dtype)
     return centres[np.abs(values[..., None] - centres).argmin(axis=-1)]
+
+
+def integer_modes(maker: Maker) -> None:
+    """Modes other than int8 with float ends: `wide_int16x8`, the same with float biases, and `wide_uint8_io`."""
+    tf, layers = maker.tf, maker.keras.layers
+    image = layers.Input((12, 12, 3), name="image")
+    x = layers.Flatten()(layers.Conv2D(16, 3, activation="relu", bias_initializer="ones", name="first")(image))
+    model = maker.keras.Model(image, layers.Dense(5, activation="softmax", bias_initializer="ones")(x))
+    wide = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+    settings = {
+        "wide_int16x8": {"target_spec": tf.lite.TargetSpec(supported_ops=[wide])},
+        "wide_int16x8_bias32": {
+            "target_spec": tf.lite.TargetSpec(supported_ops=[wide]),
+            "_experimental_full_integer_quantization_bias_type": tf.int32,
+        },
+        "wide_uint8_io": {"inference_input_type": tf.uint8, "inference_output_type": tf.uint8},
+    }
+    for name, values in settings.items():
+        converter = tf.lite.TFLiteConverter.from_keras_model(model)
+        for key, value in values.items():
+            setattr(converter, key, value)
+        maker.write(name, converter, "int8", [(1, 12, 12, 3)])
 
 
 if __name__ == "__main__":

@@ -271,7 +271,15 @@ def test_kernels_that_hold_zeros_already_become_targets():
 
 
 @pytest.mark.parametrize(
-    ("name", "mode"), [("cnn_int8", "int8"), ("cnn_int8_io", "int8_io"), ("lstm_int8", "int8"), ("matmul_int8", "int8")]
+    ("name", "mode"),
+    [
+        ("cnn_int8", "int8"),
+        ("cnn_int8_io", "int8_io"),
+        ("wide_uint8_io", "uint8_io"),
+        ("wide_int16x8", "int16x8"),
+        ("lstm_int8", "int8"),
+        ("matmul_int8", "int8"),
+    ],
 )
 def test_full_integer_files_are_integer(name, mode):
     result = invariants.integer(file_of(name), mode)
@@ -294,6 +302,22 @@ def test_float_inputs_break_the_promise_of_integer_ones():
     result = invariants.integer(file_of("cnn_int8"), "int8_io")
     assert not result.passed
     assert "float inputs or outputs" in result.detail
+
+
+def test_ends_of_another_integer_type_break_the_promise() -> None:
+    result = invariants.integer(file_of("cnn_int8_io"), "uint8_io")
+    assert not result.passed
+    assert "inputs or outputs that are not uint8" in result.detail
+    assert not invariants.integer(file_of("wide_uint8_io"), "int8_io").passed
+
+
+def test_int16x8_needs_int16_activations_and_int64_biases() -> None:
+    result = invariants.integer(file_of("cnn_int8"), "int16x8")
+    assert not result.passed
+    assert "is int8" in result.detail
+    narrow = invariants.integer(file_of("wide_int16x8_bias32"), "int16x8")
+    assert not narrow.passed
+    assert "of CONV_2D is int32" in narrow.detail
 
 
 @pytest.mark.parametrize("name", ["cnn_float32", "cnn_dynamic", "gru_dynamic"])
