@@ -72,7 +72,7 @@ def cluster_keras(params: technique_pb2.Cluster, inputs: StepInputs, opened: Sou
 def cluster_saved_model(
     params: technique_pb2.Cluster, inputs: StepInputs, source: Source, report: Report
 ) -> StepOutputs:
-    """Clusters the kernels of a SavedModel at once and writes it as the folder `saved_model`, with one signature.
+    """Clusters the kernels of a SavedModel at once and writes it as the folder `model`, with one signature.
 
     Layers are variables here, named as the graph names them: `dense/kernel`.
     Errors: INVALID_PARAMETER (a pattern that names no variable), UNSUPPORTED_LAYER (no kernels, or nothing to cluster),
@@ -90,24 +90,26 @@ def cluster_saved_model(
     method = METHODS[params.initialization]
     kernels = [kernel for plan in plans for kernel in plan.kernels]
     values = {kernel.name: share_values(kernel, method, params.fine_tune.seed) for kernel in kernels}
-    written = saved_model.write_with(source, values, inputs.workdir / "saved_model")
+    written = saved_model.write_with(source, values, inputs.workdir / "model")
     clustered = time.perf_counter()
 
     report(0.6, "proving")
     saved = open_source(written, source.contract.signature)
     outputs = saved.predict(samples)
+    in_memory = saved_model.predict_with(source, values, samples)
     found = saved_model.prunable_variables(saved)
     proved = invariants.require(
         [
             invariants.finite(outputs),
             invariants.alive(expected, outputs, kernels=found, source_kernels=saved_model.prunable_variables(source)),
+            *([outcome.equal(in_memory, outputs)] if in_memory else []),
             *cluster_outcome.promises(found, kernels),
         ]
     )
     proof.add_data(saved.contract, bound)
     proof.add_golden_samples(saved.contract, samples, outputs)
     moved = cluster_outcome.change(expected, list(outputs.values()))
-    sizes = cluster_outcome.sizes(saved_model.folder_of(source), written.path)
+    sizes = outcome.sizes(saved_model.folder_of(source), written.path)
     return StepOutputs(
         artifact=written,
         contract=saved.contract,
@@ -120,6 +122,7 @@ def cluster_saved_model(
             f"the result and its source were {origin}",
             sizes,
             moved,
+            *saved_model.told(source),
         ),
         seconds={"load": loaded - began, "cluster": clustered - loaded, "prove": time.perf_counter() - clustered},
     )

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from squeezeflow.core import figures, invariants
-from squeezeflow.core.sizes import sizes_of
 from squeezeflow.core.step import ArtifactPath
 from squeezeflow.modelkit import proof
 from squeezeflow.modelkit.source import open_source
 from squeezeflow.pruner.cluster_plan import ClusterPlan, KernelPlan, clustered_kernels
-from squeezeflow.pruner.outcome import Before, Outcome, equal
+from squeezeflow.pruner.outcome import Before, Outcome, equal, sizes
 from squeezeflow.v1 import artifact_pb2, step_pb2
 
 Arrays = Mapping[str, np.ndarray]
@@ -50,7 +49,7 @@ def prove(path: Path, *, before: Before, made: Sequence[np.ndarray], plans: Sequ
         proved,
         {"max_abs_diff": step_pb2.Metric(value=difference, samples=count)},
         tuple(layer_outcome(plan, kernels) for plan in plans),
-        (f"the saved file and the clustered model were {before.origin}", sizes(before.file, path)),
+        (f"the saved file and the clustered model in memory were {before.origin}", sizes(before.file, path)),
     )
 
 
@@ -74,16 +73,6 @@ def _reached(plan: KernelPlan, values: np.ndarray) -> str:
     where, axis = (" a channel", -1) if plan.per_channel else ("", None)
     text = f"{invariants.distinct(values, axis)} of {plan.clusters} values{where}"
     return f"{text}, sparsity {np.mean(values == 0):.3f}" if plan.keep_zeros else text
-
-
-def sizes(before: Path, after: Path) -> str:
-    """Tells what clustering does to the size: only the deflated one."""
-    dense, shared = sizes_of(before), sizes_of(after)
-    return (
-        f"deflated, the model shrinks from {dense.deflated_bytes} to {shared.deflated_bytes} bytes "
-        f"({dense.deflated_bytes / shared.deflated_bytes:.2f}x); the raw size ({shared.raw_bytes} bytes) and the "
-        "latency do not change"
-    )
 
 
 def change(before: Arrays, made: Sequence[np.ndarray]) -> str:

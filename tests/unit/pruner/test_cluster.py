@@ -382,4 +382,16 @@ def test_at_once_a_saved_model_stays_one_and_its_kernels_are_clustered(tmp_path:
     assert found["conv_2/kernel"] == (True, "8 of 8 values a channel")
     assert found["dense/kernel"][0]
     assert not found["depthwise/depthwise_kernel"][0]
-    assert [(i.name, i.passed) for i in outputs.invariants] == [("finite", True), ("alive", True), ("clusters", True)]
+    assert [(i.name, i.passed) for i in outputs.invariants] == [
+        ("finite", True),
+        ("alive", True),
+        ("close", True),
+        ("clusters", True),
+    ]
+
+
+@pytest.mark.parametrize("one_shot", [False, True])
+def test_a_keras_3_model_is_clustered_as_its_twin(tmp_path: Path, run: Run, one_shot: bool) -> None:
+    outputs = run(models.keras3_file(tmp_path), images(32), one_shot=one_shot, number_of_clusters=5)
+    assert np.unique(load(outputs).get_layer("conv_2").kernel.numpy()).size == 5
+    assert layers_of(outputs)["conv_2"] == (True, "5 of 5 values")

@@ -72,8 +72,10 @@ def _best(
     free = [tensor for tensor in same_size if id(tensor) not in taken] or same_size
     if not free:
         return None
-    fit = fit_of(values)
-    best = max(free, key=lambda tensor: (fit(tensor), _named(tensor, layer)))
+    best = free[0]
+    if len(free) > 1:
+        fit = fit_of(values)
+        best = max(free, key=lambda tensor: (fit(tensor), _named(tensor, layer)))
     taken.add(id(best))
     return best
 
