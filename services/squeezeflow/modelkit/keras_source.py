@@ -196,6 +196,9 @@ def require_numbers(model: Any, contract: contract_pb2.Contract) -> None:
 def _is_sparse_or_ragged(tensor: Any) -> bool:
     if type(tensor).__name__ in ("SparseKerasTensor", "RaggedKerasTensor"):
         return True
+    if type(layers.origin(tensor)[0]).__module__.startswith("keras.src.ops."):
+        # Keras 3 calls a tensor times a number sparse; what is sparse in truth comes from an input or a layer.
+        return False
     return bool(getattr(tensor, "sparse", False) or getattr(tensor, "ragged", False))
 
 

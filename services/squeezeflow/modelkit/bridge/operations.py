@@ -9,61 +9,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 import tf_keras
-from tf_keras.src.engine.keras_tensor import KerasTensor
-from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 
-from squeezeflow.modelkit.bridge import activations
+from squeezeflow.modelkit.bridge import activations, shapes
+from squeezeflow.modelkit.bridge.call import Call, constant, is_symbolic
 from squeezeflow.modelkit.bridge.refusal import refusal
 
 layers = tf_keras.layers
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of an operation.
-
-    Attributes:
-        operation: of Keras 3; its settings are attributes.
-        given: arguments by the names that `operation.call` has for them; symbolic tensors are tf_keras's.
-        dtype: of the result.
-        shape: of the result, with None for free axes.
-        unique: makes names of further layers unique.
-    """
-
-    operation: Any
-    given: Mapping[str, Any]
-    dtype: str
-    shape: tuple[int | None, ...]
-    unique: Callable[[str], str]
-
-    @property
-    def name(self) -> str:
-        """The name that the layer gets which gives the result."""
-        return str(self.operation.name)
-
-    def values(self) -> list[Any]:
-        """Gives the arguments in their order."""
-        return list(self.given.values())
-
-    def cast(self, value: Any, dtype: str) -> Any:
-        """Gives an argument in a type: a symbolic tensor through a layer, a constant as it would be there."""
-        if not is_symbolic(value):
-            return constant(value, dtype)
-        if value.dtype.name == dtype:
-            return value
-        return TFOpLambda(tf.cast, name=self.unique(f"{self.name}_cast"))(value, dtype)
-
-    def function(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        """Calls a TensorFlow function by the operation's name."""
-        return TFOpLambda(function, name=self.name)(*args, **kwargs)
 
 
 def apply(operation: Any, args: Any, kwargs: Any, output: Any, unique: Callable[[str], str]) -> Any:
@@ -82,21 +39,10 @@ def apply(operation: Any, args: Any, kwargs: Any, output: Any, unique: Callable[
     return TABLE[kind](Call(operation, given, keras.backend.standardize_dtype(output.dtype), output.shape, unique))
 
 
-def is_symbolic(value: Any) -> bool:
-    """Says whether a value is a tensor of the graph that is built."""
-    return isinstance(value, KerasTensor)
-
-
-def constant(value: Any, dtype: str) -> Any:
-    """Gives a constant in a type, as something that a configuration can hold."""
-    array = np.asarray(keras.ops.convert_to_numpy(value) if hasattr(value, "dtype") else value)
-    return array.astype("float32" if dtype == "bfloat16" else dtype).tolist()
-
-
 def _unary(function: Any) -> Callable[[Call], Any]:
     def run(call: Call) -> Any:
         (x,) = call.values()
-        return call.function(function, x if call.dtype == "bool" else call.cast(x, call.dtype))
+        return call.function(function, call.cast(x, call.dtype))
 
     return run
 
@@ -111,12 +57,8 @@ def _layer(make: Callable[[Call], Any]) -> Callable[[Call], Any]:
     return run
 
 
-def _named(call: Call) -> dict[str, Any]:
-    return {"name": call.name, "dtype": call.dtype}
-
-
 def _activation(name: str) -> Callable[[Call], Any]:
-    return _layer(lambda call: layers.Activation(activations.SAME[name], **_named(call)))
+    return _layer(lambda call: layers.Activation(activations.SAME[name], **call.named))
 
 
 def _built(name: str) -> Callable[[Call], Any]:
@@ -132,10 +74,10 @@ def _arithmetic(function: Any, merge: Any = None) -> Callable[[Call], Any]:
         x = one if is_symbolic(one) else two
         same = is_symbolic(x) and (x.dtype.name, tuple(x.shape)) == (call.dtype, tuple(call.shape))
         if affine is not None and same and call.dtype in ("float32", "float16"):
-            return layers.Rescaling(*affine, **_named(call))(x)
+            return layers.Rescaling(*affine, **call.named)(x)
         one, two = call.cast(one, call.dtype), call.cast(two, call.dtype)
         if merge is not None and is_symbolic(one) and is_symbolic(two) and tuple(one.shape) == tuple(two.shape):
-            return merge(**_named(call))([one, two])
+            return merge(**call.named)([one, two])
         return call.function(function, one, two)
 
     return run
@@ -160,29 +102,21 @@ def _affine(kind: str, one: Any, two: Any) -> tuple[Any, Any] | None:
 def _compared(function: Any) -> Callable[[Call], Any]:
     def run(call: Call) -> Any:
         one, two = call.values()
-        known = [value.dtype.name for value in (one, two) if is_symbolic(value)]
-        kinds = [value if is_symbolic(value) else type(value) for value in (one, two)]
-        kinds = [kind.dtype.name if is_symbolic(kind) else kind for kind in kinds]
-        both = known[0] if len(set(known)) == 1 and len(known) == 2 else _result(kinds)
+        kinds = [getattr(value, "dtype", type(value)) for value in (one, two)]
+        kinds = [kind if isinstance(kind, type) else keras.backend.standardize_dtype(kind) for kind in kinds]
+        both = keras.backend.result_type(*kinds)
         return call.function(function, call.cast(one, both), call.cast(two, both))
 
     return run
 
 
-def _result(kinds: list[Any]) -> str:
-    return str(
-        keras.backend.result_type(
-            *[kind if kind in (int, float, bool) or isinstance(kind, str) else "float32" for kind in kinds]
-        )
-    )
+def _logical(function: Any) -> Callable[[Call], Any]:
+    return lambda call: call.function(function, *[call.cast(value, "bool") for value in call.values()])
 
 
 def _reduced(function: Any) -> Callable[[Call], Any]:
     def run(call: Call) -> Any:
-        x = call.given["x"]
-        if call.dtype not in ("bool",) and call.operation.__class__.__name__ not in ("Argmax", "Argmin"):
-            x = call.cast(x, call.dtype)
-        axis = call.operation.axis
+        x, axis = call.cast(call.given["x"], call.dtype), call.operation.axis
         axis = list(axis) if isinstance(axis, (list, tuple)) else axis
         return call.function(function, x, axis=axis, keepdims=bool(call.operation.keepdims))
 
@@ -200,43 +134,6 @@ def _index(function: Any) -> Callable[[Call], Any]:
     return run
 
 
-def _reshape(call: Call) -> Any:
-    x, wanted = call.given["x"], [-1 if size is None else int(size) for size in call.operation.newshape]
-    inner, known = wanted[1:], list(x.shape[1:])
-    same = None not in known and -1 not in inner and int(np.prod(inner)) == int(np.prod(known))
-    if wanted and (wanted[0] == -1 or wanted[0] == x.shape[0]) and same:
-        return layers.Reshape(inner, **_named(call))(x)
-    return call.function(tf.reshape, x, wanted)
-
-
-def _transpose(call: Call) -> Any:
-    x = call.given["x"]
-    axes = list(getattr(call.operation, "axes", None) or reversed(range(len(x.shape))))
-    if type(call.operation).__name__ == "Swapaxes":
-        axes = list(range(len(x.shape)))
-        one, two = call.operation.axis1, call.operation.axis2
-        axes[one], axes[two] = axes[two], axes[one]
-    axes = [axis % len(axes) for axis in axes]
-    return layers.Permute(axes[1:], **_named(call))(x) if axes[0] == 0 else call.function(tf.transpose, x, axes)
-
-
-def _getitem(call: Call) -> Any:
-    x, key = call.values()
-    parts = list(key) if isinstance(key, (list, tuple)) else [key]
-    if any(is_symbolic(part) or not isinstance(part, (int, slice, type(None), type(...))) for part in parts):
-        raise refusal(call.operation, "index it with numbers and slices")
-    if ... in parts:
-        at = parts.index(...)
-        missing = len(x.shape) - sum(part is not None for part in parts) + 1
-        parts[at : at + 1] = [slice(None)] * missing
-    # What tf_keras itself writes for a slice.
-    named = [
-        {"start": part.start, "stop": part.stop, "step": part.step} if isinstance(part, slice) else part
-        for part in parts
-    ]
-    return SlicingOpLambda(tf.__operators__.getitem, name=call.name)(x, tuple(named))
-
-
 def _where(call: Call) -> Any:
     if len(call.given) != 3:
         raise refusal(call.operation, "give it what to take where the condition holds, and where it does not")
@@ -250,25 +147,6 @@ def _clip(call: Call) -> Any:
     return call.function(tf.clip_by_value, x, constant(low, call.dtype), constant(high, call.dtype))
 
 
-def _split(call: Call) -> Any:
-    sections = call.operation.indices_or_sections
-    x, axis = call.given["x"], call.operation.axis
-    if not isinstance(sections, int):
-        if x.shape[axis] is None:
-            raise refusal(call.operation, "the axis that it splits has no fixed size")
-        ends = [0, *[int(index) for index in sections], int(x.shape[axis])]
-        sections = [end - begin for begin, end in pairwise(ends)]
-    return call.function(tf.split, x, sections, axis=axis)
-
-
-def _pad(call: Call) -> Any:
-    widths = [[int(before), int(after)] for before, after in call.operation.pad_width]
-    value = call.given.get("constant_values", 0)
-    return call.function(
-        tf.pad, call.given["x"], widths, mode=call.operation.mode.upper(), constant_values=constant(value, call.dtype)
-    )
-
-
 def _matmul(call: Call) -> Any:
     one, two = call.values()
     if min(np.ndim(value) if not is_symbolic(value) else len(value.shape) for value in (one, two)) < 2:
@@ -279,7 +157,7 @@ def _matmul(call: Call) -> Any:
 def _gelu(call: Call) -> Any:
     if call.operation.approximate:
         return call.function(tf.nn.gelu, call.given["x"], approximate=True)
-    return layers.Activation("gelu", **_named(call))(call.given["x"])
+    return layers.Activation("gelu", **call.named)(call.given["x"])
 
 
 def _of(function: Any, *attributes: str, **renamed: str) -> Callable[[Call], Any]:
@@ -329,7 +207,6 @@ _UNARY = {
     "Ceil": tf.math.ceil,
     "Round": tf.round,
     "Erf": tf.math.erf,
-    "LogicalNot": tf.math.logical_not,
     "StopGradient": tf.stop_gradient,
     "ZerosLike": tf.zeros_like,
     "OnesLike": tf.ones_like,
@@ -341,9 +218,8 @@ _COMPARISONS = {
     "LessEqual": tf.less_equal,
     "Equal": tf.equal,
     "NotEqual": tf.not_equal,
-    "LogicalAnd": tf.math.logical_and,
-    "LogicalOr": tf.math.logical_or,
 }
+_LOGIC = {"LogicalAnd": tf.math.logical_and, "LogicalOr": tf.math.logical_or, "LogicalNot": tf.math.logical_not}
 _REDUCTIONS = {
     "Mean": tf.reduce_mean,
     "Sum": tf.reduce_sum,
@@ -369,29 +245,30 @@ TABLE: Mapping[str, Callable[[Call], Any]] = {
     **{kind: _arithmetic(function, merge) for kind, (function, merge) in _BINARY.items()},
     **{kind: _unary(function) for kind, function in _UNARY.items()},
     **{kind: _compared(function) for kind, function in _COMPARISONS.items()},
+    **{kind: _logical(function) for kind, function in _LOGIC.items()},
     **{kind: _reduced(function) for kind, function in _REDUCTIONS.items()},
     **{kind: _activation(name) for kind, name in _ACTIVATIONS.items()},
     "Argmax": _index(tf.argmax),
     "Argmin": _index(tf.argmin),
-    "Relu": _layer(lambda call: layers.ReLU(**_named(call))),
-    "Relu6": _layer(lambda call: layers.ReLU(6.0, **_named(call))),
-    "LeakyRelu": _layer(lambda call: layers.LeakyReLU(call.operation.negative_slope, **_named(call))),
-    "Elu": _layer(lambda call: layers.ELU(call.operation.alpha, **_named(call))),
-    "Softmax": _layer(lambda call: layers.Softmax(call.operation.axis, **_named(call))),
+    "Relu": _layer(lambda call: layers.ReLU(**call.named)),
+    "Relu6": _layer(lambda call: layers.ReLU(6.0, **call.named)),
+    "LeakyRelu": _layer(lambda call: layers.LeakyReLU(call.operation.negative_slope, **call.named)),
+    "Elu": _layer(lambda call: layers.ELU(call.operation.alpha, **call.named)),
+    "Softmax": _layer(lambda call: layers.Softmax(call.operation.axis, **call.named)),
     "LogSoftmax": _of(tf.nn.log_softmax, "axis"),
     "Gelu": _gelu,
     "HardSigmoid": _built("hard_sigmoid"),
     "HardSilu": _built("hard_silu"),
     "HardTanh": _built("hard_tanh"),
     "LogSigmoid": _built("log_sigmoid"),
-    "Negative": _layer(lambda call: layers.Rescaling(-1.0, **_named(call))),
-    "Concatenate": _layer(lambda call: layers.Concatenate(call.operation.axis, **_named(call))),
+    "Negative": _layer(lambda call: layers.Rescaling(-1.0, **call.named)),
+    "Concatenate": _layer(lambda call: layers.Concatenate(call.operation.axis, **call.named)),
     "Stack": lambda call: call.function(
         tf.stack, [call.cast(x, call.dtype) for x in call.values()[0]], axis=call.operation.axis
     ),
-    "Reshape": _reshape,
-    "Transpose": _transpose,
-    "Swapaxes": _transpose,
+    "Reshape": shapes.reshape,
+    "Transpose": shapes.transpose,
+    "Swapaxes": shapes.transpose,
     "ExpandDims": _of(tf.expand_dims, "axis"),
     "Squeeze": _of(tf.squeeze, "axis"),
     "Repeat": _of(tf.repeat, "repeats", "axis"),
@@ -403,10 +280,10 @@ TABLE: Mapping[str, Callable[[Call], Any]] = {
         tf.gather, call.given["x"], call.cast(call.given["indices"], "int32"), axis=call.operation.axis
     ),
     "Cast": lambda call: call.function(tf.cast, call.given["x"], call.dtype),
-    "GetItem": _getitem,
+    "GetItem": shapes.getitem,
     "Where": _where,
     "Clip": _clip,
-    "Split": _split,
-    "Pad": _pad,
+    "Split": shapes.split,
+    "Pad": shapes.pad,
     "Matmul": _matmul,
 }
