@@ -76,7 +76,8 @@ def _observed(wrapped: Any) -> Iterator[_Observer]:
     """Puts one observer in the place of every quantizer of activations, as long as it lasts."""
     observer, back = _Observer(), []
     for layer in wrapped.layers:
-        if isinstance(layer, QuantizeLayer):
+        # One that feeds a Concatenate has none: its input is quantized together with the other parts.
+        if isinstance(layer, QuantizeLayer) and layer.quantizer:
             back.append((layer, "quantizer", layer.quantizer))
     for layer in _wrappers(wrapped):
         back += [(activation, "quantizer", activation.quantizer) for activation in layer._quantize_activations]

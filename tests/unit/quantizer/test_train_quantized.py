@@ -139,6 +139,23 @@ def test_layers_of_nested_models_are_quantized_under_their_paths(tmp_path: Path,
     assert [weight.tensor.dtype for weight in file_of(outputs).weights] == ["int8", "float32"]
 
 
+def test_a_keras_3_model_with_wide_outputs_is_trained_under_its_own_names(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "zeta_train": rng.random((96, 6), np.float32) * 100,
+        "alpha_train": rng.random((96, 6), np.float32) * 100,
+        "y.second_train": rng.random((96, 4), np.float32) * 300,
+        "y.first_train": rng.random((96, 4), np.float32),
+    }
+    outputs = train(tmp_path, models.keras3_two_outputs(tmp_path), arrays, input_output=UINT8)
+    assert outputs.contract is not None
+    assert [tensor.name for tensor in outputs.contract.inputs] == ["zeta", "alpha"]
+    assert [tensor.name for tensor in outputs.contract.outputs] == ["second", "first"]
+    # Ranges that started at ±6, as TFMOT has them, would cut most of these values off.
+    step = max(file_of(outputs).output_step(index) for index in file_of(outputs).outputs)
+    assert step * 255 > 50
+
+
 def test_a_frozen_layer_keeps_its_weights(tmp_path: Path, shape: tuple[int, ...]) -> None:
     model = model_of(shape, lambda layers, x: layers.Conv2D(6, 3, activation="relu", name="conv")(x))
     model.get_layer("conv").trainable = False
