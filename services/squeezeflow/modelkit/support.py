@@ -25,7 +25,6 @@ PRUNED_KERNELS = {
 # Their kernels keep the outputs before the inputs.
 OUTPUTS_FIRST = frozenset({"Conv2DTranspose", "Conv3DTranspose"})
 _WRAPPERS = frozenset({"Bidirectional", "TimeDistributed", "RNN", "SpectralNormalization"})
-KERAS3_REASON = "a Keras 3 model; pruning needs tf_keras: save it with TF_USE_LEGACY_KERAS=1"
 _TEXT = frozenset({"StringLookup", "TextVectorization", "Hashing", "HashedCrossing"})
 # Their loops were seen to kill the converter (SIGSEGV) while it calibrates.
 _KILLS_CALIBRATION = frozenset({"GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"})
