@@ -32,7 +32,7 @@ def noisy() -> Any:
         layers.Dense(6, activation="relu", name="first"),
         layers.Dropout(0.3, seed=5),
         layers.GaussianNoise(0.1),
-        layers.LSTM(4, dropout=0.2, recurrent_dropout=0.2),
+        layers.SimpleRNN(4, dropout=0.2, recurrent_dropout=0.2),
         layers.BatchNormalization(),
         layers.Dropout(0.2),
     ]
@@ -42,6 +42,12 @@ def plain() -> Any:
     from tf_keras import layers
 
     return [layers.Flatten(), layers.Dense(16, activation="relu", name="first")]
+
+
+def wider() -> Any:
+    from tf_keras import layers
+
+    return [layers.Flatten(), layers.Dense(17, activation="relu", name="first")]
 
 
 def source_of(make: Callable[[], Any]) -> Any:
@@ -65,11 +71,9 @@ def pruned(model: Any, steps: int) -> tuple[Any, list[Any], int]:
     return wrapped, [tfmot.sparsity.keras.UpdatePruningStep()], end
 
 
-def clustered(model: Any, steps: int) -> tuple[Any, list[Any], int]:
-    import tensorflow_model_optimization as tfmot
-
-    initial = tfmot.clustering.keras.CentroidInitialization.KMEANS_PLUS_PLUS
-    return tfmot.clustering.keras.cluster_weights(model, 4, initial), [], 0
+def too_early(model: Any, steps: int) -> tuple[Any, list[Any], int]:
+    """Prunes, and does not tell when the schedule ends."""
+    return *pruned(model, steps)[:2], 0
 
 
 def quantized(model: Any, steps: int) -> tuple[Any, list[Any], int]:
@@ -126,7 +130,6 @@ def fit(
     [
         pytest.param(noisy, unwrapped, {"optimizer": "nadam"}, id="random layers"),
         pytest.param(plain, pruned, {"patience": 2}, id="pruning, early stopping"),
-        pytest.param(plain, clustered, {}, id="clustering"),
         pytest.param(plain, quantized, {"optimizer": "sgd"}, id="quantization-aware"),
     ],
 )
@@ -158,6 +161,17 @@ def test_a_fit_that_had_ended_is_not_trained_again(tmp_path: Path, arrays: Path)
     assert "resumed from epoch 2" in told[1]
 
 
+def test_the_best_epoch_of_a_pruned_model_is_a_sparse_one(arrays: Path) -> None:
+    # With this min_delta the first epoch that counts stays the best one.
+    sparsities = []
+    for wrap in (pruned, too_early):
+        _, notes, model = fit(arrays, plain, wrap, patience=4, min_delta=1000.0)
+        sparsities.append(np.mean(model.get_layer("first").get_weights()[0] == 0))
+        assert any("the weights are those of epoch" in note for note in notes)
+    assert sparsities[0] == pytest.approx(0.75)
+    assert sparsities[1] < 0.7
+
+
 def test_random_layers_draw_anew_every_epoch_and_are_left_as_they_were(arrays: Path) -> None:
     import tf_keras
 
@@ -186,7 +200,7 @@ def test_a_damaged_or_foreign_checkpoint_is_not_used_and_said(tmp_path: Path, ar
     assert notes[-1] == "the checkpoint of an earlier run was not used, it is damaged: the fit began anew"
     assert [array.tobytes() for array in weights] == [array.tobytes() for array in whole]
     checkpoint.path.write_bytes(state)
-    _, notes, _ = fit(arrays, noisy, checkpoint=checkpoint, epochs=1)
+    _, notes, _ = fit(arrays, wider, checkpoint=checkpoint, epochs=1)
     assert "its weights are not those of the model" in notes[-1]
     checkpoint.path.write_bytes(state)
     _, notes, _ = fit(arrays, plain, checkpoint=checkpoint, epochs=1, optimizer="sgd")
