@@ -96,8 +96,8 @@ def values_table(description: Description) -> Table:
         if not tensor.constant or tensor.scales:
             rows.add_row(
                 *(str(tensor.index), _name(tensor), tensor.dtype, shape(tensor.shape)),
-                _per_axis(tensor.scales, tensor.quantized_dimension),
-                _per_axis(tensor.zero_points, tensor.quantized_dimension),
+                _per_axis(tensor.scales, tensor),
+                _per_axis(tensor.zero_points, tensor),
             )
     return rows
 
@@ -142,12 +142,12 @@ def _numbers(indices: Iterable[int]) -> str:
     return " ".join(str(index) for index in indices)
 
 
-def _per_axis(values: Sequence[float], axis: int) -> str:
+def _per_axis(values: Sequence[float], tensor: model_pb2.TensorDescription) -> str:
     if not values:
         return ""
     if len(values) == 1:
         return f"{values[0]:.6g}"
     low, high = min(values), max(values)
     spread = f"{low:.4g}" if low == high else f"{low:.4g}…{high:.4g}"
-    along = f"axis {axis}" if axis >= 0 else "blocks"
+    along = f"blocks of {tensor.block_size}" if tensor.block_size else f"axis {tensor.quantized_dimension}"
     return f"{spread} ({along}, {len(values)})"

@@ -90,6 +90,17 @@ def description() -> model_pb2.ModelDescription:
         unique_values_per_channel=8,
         layer="dense",
     )
+    shown.tensors.add(
+        index=4,
+        name="wide/kernel;wide/MatMul",
+        dtype="int4",
+        shape=[2, 64],
+        scales=[0.5, 0.25, 0.5, 0.5],
+        zero_points=[0, 0, 0, 0],
+        quantized_dimension=-1,
+        block_size=32,
+        constant=True,
+    )
     shown.tensors.add(index=2, name="x", dtype="float32", shape=[1, 20], quantized_dimension=-1)
     shown.operators.add(index=0, name="FULLY_CONNECTED", inputs=[2, 1, -1], outputs=[3], arithmetic="hybrid")
     shown.operators[0].layer, shown.operators[0].macs = "dense, relu", 200

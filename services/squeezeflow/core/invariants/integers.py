@@ -146,7 +146,7 @@ def _not_int16x8(file: TfliteFile) -> Iterator[str]:
         graph = file.subgraphs[weight.subgraph]
         operator = graph.operators[weight.operator_index]
         places = BIASES.get(operator.name, ())
-        for bias in (graph.tensors[operator.inputs[p]] for p in places if 0 <= _input(operator, p)):
+        for bias in (graph.tensors[operator.inputs[p]] for p in places if _input(operator, p) >= 0):
             if bias.constant and bias.dtype != "int64":
                 yield f"bias {bias.name} of {operator.name} is {bias.dtype}"
     computed = (tensor for graph in file.subgraphs for tensor in graph.tensors if not tensor.constant and tensor.scales)

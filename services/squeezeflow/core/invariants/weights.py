@@ -73,7 +73,9 @@ def weights(file: TfliteFile, targets: Sequence[WeightTarget]) -> step_pb2.Invar
     for target in targets:
         tensors = found.get((target.weight.subgraph, target.weight.tensor.name), [])
         known.update((target.weight.subgraph, tensor.index) for tensor in tensors)
+        layer = file.layer_of(tensors[0], target.weight.subgraph) if tensors else ""
         place = f"weight {target.weight.tensor.name} of {target.weight.operator}"
+        place += f" in layer {layer}" if layer else ""
         problems = [problem for tensor in tensors[:1] for problem in _problems(tensor, target)]
         wrong += [f"{place} {problem}" for problem in (problems if tensors else ["is not in the file"])]
     counts = Counter(" ".join(filter(None, (t.dtype, t.granularity and f"({t.granularity})"))) for t in targets)

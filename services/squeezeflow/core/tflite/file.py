@@ -222,6 +222,7 @@ def _describe(tensor: Tensor, axis: int | None) -> model_pb2.TensorDescription:
         scales=tensor.scales,
         zero_points=tensor.zero_points,
         quantized_dimension=tensor.quantized_dimension,
+        block_size=tensor.block_size,
         constant=tensor.constant,
     )
     if tensor.buffer is None:
