@@ -433,3 +433,11 @@ def test_a_kernel_that_became_zero_is_named_with_its_layer(tmp_path):
     outputs = {"y": np.arange(4.0)}
     detail = invariants.alive(outputs, outputs, kernels=file, source_kernels={"second": np.ones((3, 3, 16, 32))}).detail
     assert re.search(r"kernel \S*second\S* \(layer second\) of 4608 weights has become all zero", detail)
+
+
+@pytest.mark.parametrize(("mode", "advised"), [("int8", True), ("float16", False)])
+def test_a_lower_ratio_is_advised_only_where_one_is_asked_for(mode: str, advised: bool) -> None:
+    far = invariants.close({"y": np.ones((4, 2))}, {"y": np.zeros((4, 2))}, mode=mode)
+    with pytest.raises(SqueezeflowError) as caught:
+        invariants.require([far])
+    assert ("min_sqnr_db" in caught.value.message) == advised
