@@ -126,7 +126,19 @@ def measure(models: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
                 }
                 failed = [c.recipe for c in job.candidates if c.state != jobs_pb2.JOB_STATE_SUCCEEDED]
                 print(f"{name}, seed {seed}: {time.monotonic() - began:.0f} s, not succeeded: {failed}", flush=True)
+                write(results)
     return results
+
+
+def write(results: dict[str, Any]) -> str:
+    """Writes what is there so far, and gives the report."""
+    measured = {name: seeds for name, seeds in results.items() if seeds}
+    build = ROOT / "build"
+    build.mkdir(exist_ok=True)
+    (build / "techniques.json").write_text(json.dumps(measured, indent=1))
+    text = report.markdown(measured)
+    (build / "techniques.md").write_text(text)
+    return text
 
 
 def main() -> None:
@@ -136,12 +148,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--readme", action="store_true", help="put the tables into the README")
     arguments = parser.parse_args()
-    results = measure(arguments.model or list(EPOCHS), range(arguments.seeds))
-    build = ROOT / "build"
-    build.mkdir(exist_ok=True)
-    (build / "techniques.json").write_text(json.dumps(results, indent=1))
-    text = report.markdown(results)
-    (build / "techniques.md").write_text(text)
+    text = write(measure(arguments.model or list(EPOCHS), range(arguments.seeds)))
     print(text)
     if arguments.readme:
         report.into_readme(ROOT / "README.md", text)
