@@ -27,10 +27,12 @@ ITERATIONS = 100
 
 
 def first_centroids(plan: KernelPlan, method: CentroidInitialization, seed: int) -> np.ndarray:
-    """Gives the centroids from which training starts: (clusters,), or (channels, clusters) by channel."""
+    """Gives the centroids from which training starts: (clusters,), or (channels, clusters) by channel; float32."""
+    # TFMOT's initialisers are for float32; and numpy 2.4 sorts float16 wrong where values repeat.
+    values = plan.values.astype(np.float32)
     if not plan.per_channel:
-        return _centroids(plan.values.reshape(-1), plan, method, seed)
-    channels = np.moveaxis(plan.values, -1, 0).reshape(plan.values.shape[-1], -1)
+        return _centroids(values.reshape(-1), plan, method, seed)
+    channels = np.moveaxis(values, -1, 0).reshape(values.shape[-1], -1)
     return np.stack([_centroids(channel, plan, method, seed) for channel in channels])
 
 

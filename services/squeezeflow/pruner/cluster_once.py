@@ -48,22 +48,22 @@ def cluster_keras(params: technique_pb2.Cluster, inputs: StepInputs, opened: Sou
     clustered = time.perf_counter()
 
     report(0.6, "proving")
-    made = list(source.predict(before.samples).values())
+    made = source.predict(before.samples)
     path = inputs.workdir / "model.keras"
     write_keras(source.keras, path, source.compile_config)
-    proved = cluster_outcome.prove(path, before=before, made=made, plans=plans)
+    proved = cluster_outcome.prove(path, before=before, made=list(made.values()), plans=plans)
     proof.add_data(proved.contract, bound)
     return StepOutputs(
         artifact=ArtifactPath(artifact_pb2.ARTIFACT_KIND_KERAS, path),
         contract=proved.contract,
-        metrics=proved.metrics,
+        metrics=proof.differences(before.outputs, made),
         invariants=proved.invariants,
         layers=proved.layers,
         notes=(
             *source.notes,
             *(bound.notes if bound else ()),
             *proved.notes,
-            cluster_outcome.change(before.outputs, made),
+            cluster_outcome.moved(before.outputs, made),
         ),
         seconds={"load": loaded - began, "cluster": clustered - loaded, "prove": time.perf_counter() - clustered},
     )
@@ -108,7 +108,6 @@ def cluster_saved_model(
     )
     proof.add_data(saved.contract, bound)
     proof.add_golden_samples(saved.contract, samples, outputs)
-    moved = cluster_outcome.change(expected, list(outputs.values()))
     sizes = outcome.sizes(saved_model.folder_of(source), written.path)
     return StepOutputs(
         artifact=written,
@@ -121,7 +120,7 @@ def cluster_saved_model(
             *(bound.notes if bound else ()),
             f"the result and its source were {origin}",
             sizes,
-            moved,
+            cluster_outcome.moved(expected, outputs),
             *saved_model.told(source),
         ),
         seconds={"load": loaded - began, "cluster": clustered - loaded, "prove": time.perf_counter() - clustered},

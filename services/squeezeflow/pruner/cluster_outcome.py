@@ -75,9 +75,9 @@ def _reached(plan: KernelPlan, values: np.ndarray) -> str:
     return f"{text}, sparsity {np.mean(values == 0):.3f}" if plan.keep_zeros else text
 
 
-def change(before: Arrays, made: Sequence[np.ndarray]) -> str:
-    """Tells how far clustering without training moved the outputs, given in one order."""
-    pairs = list(zip(before.values(), made, strict=True))
+def moved(before: Arrays, after: Arrays) -> str:
+    """Tells how far clustering without training moved the outputs."""
+    pairs = [(values, after[name]) for name, values in before.items()]
     difference = max(figures.max_abs_diff(old, new) for old, new in pairs)
     ratio = min(figures.sqnr_db(old, new) for old, new in pairs)
     return f"without training, the outputs moved by at most {difference:.3g} ({ratio:.1f} dB): fine-tune to recover"

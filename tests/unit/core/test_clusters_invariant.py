@@ -132,3 +132,13 @@ def test_zero_is_one_of_the_clusters_of_a_pruned_and_clustered_kernel():
     (target,) = invariants.cluster_targets({"dense": kernel})
     assert target.number_of_clusters == 9
     assert invariants.distinct(np.array([0.0, -0.0, 1.0])) == 2
+
+
+def test_repeated_float16_values_are_counted_once():
+    """numpy 2.4 sorts such arrays wrong on some processors."""
+    random = np.random.default_rng(0)
+    counts = [
+        invariants.distinct(random.choice(np.arange(8, dtype=np.float16) / 3, size=size))
+        for size in random.integers(20000, 30000, 40)
+    ]
+    assert counts == [8] * 40

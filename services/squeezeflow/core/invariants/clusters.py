@@ -108,8 +108,13 @@ def distinct(values: Array, channel_axis: int | None = None) -> int:
     rows = values.reshape(1, -1) if channel_axis is None else _channels(values, channel_axis)
     if not rows.size:
         return 0
-    ordered = np.sort(rows, axis=1)
+    ordered = np.sort(_sortable(rows), axis=1)
     return int((ordered[:, 1:] != ordered[:, :-1]).sum(axis=1).max(initial=0)) + 1
+
+
+def _sortable(values: Array) -> Array:
+    """Gives 16-bit floats as float32, which holds all of them: numpy 2.4 sorts float16 wrong where values repeat."""
+    return values.astype(np.float32) if values.dtype.itemsize == 2 and values.dtype.kind in "fV" else values
 
 
 def _channels(values: Array, axis: int) -> Array:
@@ -132,7 +137,7 @@ def _recognised(layer: str, values: Array) -> ClusterTarget | None:
 
 def _distinct_weights(rows: Array) -> list[int]:
     """Gives the number of distinct values other than 0 of every row."""
-    return [np.unique(row[row != 0]).size for row in rows]
+    return [np.unique(row[row != 0]).size for row in _sortable(rows)]
 
 
 def _found_by_name(final: Mapping[str, Array], targets: Sequence[ClusterTarget]) -> dict[str, _Count]:
