@@ -235,7 +235,7 @@ def _describe(tensor: Tensor, axis: int | None) -> model_pb2.TensorDescription:
     description.sparsity = count_zeros(tensor) / tensor.size
     # A sparse tensor's left-out blocks are one more value: zero.
     left_out = tensor.sparse and tensor.size > stored.size and not np.any(stored == 0)
-    description.unique_values = int(np.unique(stored[: tensor.size]).size) + left_out
+    description.unique_values = _largest_unique_count(stored[None, : tensor.size], 0) + left_out
     values = constant_values(tensor)
     description.unique_values_per_channel = (
         description.unique_values if values is None or axis is None else _largest_unique_count(values, axis)
@@ -246,7 +246,9 @@ def _describe(tensor: Tensor, axis: int | None) -> model_pb2.TensorDescription:
 def _largest_unique_count(values: Array, axis: int) -> int:
     """Gives the largest number of distinct values along one slice of an axis."""
     channels = np.moveaxis(values, axis, 0)
-    ordered = np.sort(channels.reshape(channels.shape[0], -1), axis=1)
+    rows = channels.reshape(channels.shape[0], -1)
+    # numpy 2.4 sorts float16 wrong where values repeat (seen on AVX-512); float32 holds every one of them.
+    ordered = np.sort(rows.astype(np.float32) if rows.dtype == np.float16 else rows, axis=1)
     if not ordered.size:
         return 0
     return int((ordered[:, 1:] != ordered[:, :-1]).sum(axis=1).max()) + 1
