@@ -19,13 +19,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-import numpy as np
 from tests.bench.techniques import report
 from tests.bench.techniques.recipes import all_recipes
 from tests.servers.stack import Stack
 
 from squeezeflow.client import Client
-from squeezeflow.core.tflite import TfliteFile
+from squeezeflow.core.invariants.clusters import distinct
+from squeezeflow.core.tflite import TfliteFile, Weight
 from squeezeflow.rpc.channels import open_sync_channel
 from squeezeflow.v1 import evaluator_pb2, evaluator_pb2_grpc, jobs_pb2, step_pb2, technique_pb2
 
@@ -85,11 +85,9 @@ def row_of(client: Client, candidate: jobs_pb2.Candidate, folder: Path) -> dict[
     }
 
 
-def _values_of_a_channel(weight: Any) -> int:
+def _values_of_a_channel(weight: Weight) -> int:
     """Gives the largest number of distinct values in one output channel; 0 where the file does not tell."""
-    if weight.values is None or weight.channel_axis is None:
-        return 0
-    return max(len(np.unique(channel)) for channel in np.moveaxis(weight.values, weight.channel_axis, 0))
+    return 0 if weight.values is None or weight.channel_axis is None else distinct(weight.values, weight.channel_axis)
 
 
 def paired(stub: Any, job: jobs_pb2.Job, first: str, second: str) -> dict[str, float]:
