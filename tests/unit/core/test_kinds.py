@@ -161,8 +161,9 @@ def test_every_kind_has_a_word_and_a_file_name() -> None:
     kinds = [kind for kind in artifact_pb2.ArtifactKind.values() if kind]
     assert [kind_named(kind_word(kind)) for kind in kinds] == kinds
     assert len({file_name(kind) for kind in kinds}) == len(kinds)
-    assert MODEL_KINDS | DATA_KINDS | {artifact_pb2.ARTIFACT_KIND_CONTRACT} == set(kinds)
-    assert {file_name(kind) for kind in FOLDER_KINDS} == {"model", "data"}
+    others = {artifact_pb2.ARTIFACT_KIND_CONTRACT, artifact_pb2.ARTIFACT_KIND_LOGS}
+    assert MODEL_KINDS | DATA_KINDS | others == set(kinds)
+    assert {file_name(kind) for kind in FOLDER_KINDS} == {"model", "data", "logs"}
 
 
 @pytest.mark.parametrize("kind", [0, 99, -1])
