@@ -102,7 +102,7 @@ def _aims(seeds: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
         rows = _rows(seeds, recipe)
         if rows:
             value = _mean(base, "deflated") / _mean(rows, "deflated")
-            found.append((text, f"{value:.1f}x", value >= least))
+            found.append((text, f"{value:.2f}x", value >= least))
 
     drop("int8", 1.0, "`int8` within 1 point")
     drop("qat", 1.0, "`qat` within 1 point of float")
