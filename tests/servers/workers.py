@@ -132,7 +132,7 @@ class FakeSandbox:
 
 def _outputs(technique: str, payload: dict[str, Any]) -> dict[str, Any]:
     if technique in ("evaluate", "benchmark"):
-        return {"artifact": None, "contract": None, "result": _encoded(_figures(technique, payload))}
+        return {"artifact": None, "contract": None, "logs": None, "result": _encoded(_figures(technique, payload))}
     kind = artifact_pb2.ARTIFACT_KIND_KERAS if technique == "prune" else artifact_pb2.ARTIFACT_KIND_TFLITE
     if technique == "export":
         kind = artifact_pb2.ARTIFACT_KIND_KERAS
@@ -149,6 +149,7 @@ def _outputs(technique: str, payload: dict[str, Any]) -> dict[str, Any]:
     return {
         "artifact": [kind, str(path)],
         "contract": base64.b64encode(CONTRACT.SerializeToString()).decode(),
+        "logs": None,
         "result": _encoded(result),
     }
 
