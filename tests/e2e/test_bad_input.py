@@ -158,11 +158,16 @@ def test_a_digest_that_does_not_exist_or_is_anothers_is_not_found(client: Client
     assert refusal(lambda: client.create_job(jobs_pb2.JobSpec(model={"artifact": "0" * 64}))).reason == "NOT_FOUND"
 
 
-def test_a_recipe_whose_source_is_keras_3_names_what_is_missing_for_pruning(
-    client: Client, tmp_path: Path, few_images: Path
-) -> None:
-    model = models.keras3_file(tmp_path)
-    assert outcome(client, model, data=few_images, scale=SCALE, recipes=["prune"])[0] == "UNSUPPORTED_INPUT"
+def test_a_keras_3_layer_that_cannot_be_trained_is_named(client: Client, tmp_path: Path, few_images: Path) -> None:
+    import keras
+
+    inputs = keras.Input((28, 28, 1), name="image")
+    dense = keras.layers.SpectralNormalization(keras.layers.Dense(10, activation="softmax"), name="spectral")
+    model = tmp_path / "spectral.keras"
+    keras.Model(inputs, dense(keras.layers.Flatten()(inputs))).save(model)
+    reason, message = outcome(client, model, data=few_images, scale=SCALE, recipes=["prune"])
+    assert reason == "UNSUPPORTED_INPUT"
+    assert "spectral" in message
 
 
 def upload(stack: Stack, header: dict[str, Any], *chunks: bytes) -> artifact_pb2.Artifact:
