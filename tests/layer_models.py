@@ -144,6 +144,15 @@ def recurrent(maker: Maker) -> None:
     # 40 units: recurrent weights of 1,600 elements, input weights of 160.
     few = layers.Input((6, 4), batch_size=1)
     maker.model("lstm_few_dynamic", maker.keras.Model(few, layers.LSTM(40)(few)), "dynamic")
+    # 16 units over 4 inputs: one gate of the recurrent kernel is as large as the whole input kernel.
+    even, same = layers.Input((6, 4), batch_size=1), layers.LSTM(16, name="lstm")
+    model = maker.keras.Model(even, layers.Dense(3)(same(even)))
+    kernel, recurrent_kernel, bias = same.get_weights()
+    kernel[np.abs(kernel) < np.quantile(np.abs(kernel), SPARSITY)] = 0
+    same.set_weights([kernel, recurrent_kernel, bias])
+    np.save(maker.folder / "lstm_even_kernel.npy", kernel)
+    for mode in ("float32", "int8"):
+        maker.model(f"lstm_even_{mode}", model, mode)
     wide = layers.Input((6, 32), batch_size=1)
     maker.model("gru_dynamic", maker.keras.Model(wide, layers.GRU(32)(wide)), "dynamic")
 

@@ -35,10 +35,10 @@ def find_kernels(
     found: dict[str, list[Tensor]] = {}
     taken: set[int] = set()
     for layer, values in kernels:
-        whole = _best(layer, values, constants, taken, fit_of)
-        parts = [whole] if whole is not None else _gates(layer, values, constants, taken, fit_of)
+        parts = _parts(layer, values, constants, taken, fit_of)
         if parts:
             found[layer] = parts
+            taken.update(id(part) for part in parts)
     return found
 
 
@@ -52,32 +52,44 @@ def layouts(kernel: Array) -> Iterator[Array]:
         yield np.moveaxis(kernel, -2, 0).reshape(-1)  # transposed convolution: its outputs come before its inputs
 
 
-def _gates(
+def _parts(
     layer: str, values: Array, constants: Sequence[Tensor], taken: set[int], fit_of: Callable[[Array], Fit]
 ) -> list[Tensor]:
-    """Gives the four tensors that hold an LSTM kernel, or none."""
+    """Gives the one tensor that holds a kernel, or the four that hold an LSTM's, or none."""
+    whole = _best(layer, [values], constants, taken, fit_of)
     if values.ndim != 2 or values.shape[1] % LSTM_GATES:
-        return []
+        return whole
     quarters = np.split(values, LSTM_GATES, axis=1)
-    found = [_best(layer, quarter, constants, taken, fit_of) for quarter in quarters]
-    return [tensor for tensor in found if tensor is not None] if None not in found else []
+    gates = _best(layer, quarters, constants, taken, fit_of)
+    if not whole or not gates:
+        return whole or gates
+    # One gate of the recurrent kernel may have the size of the whole input kernel: sizes alone do not tell.
+    fit_of_gates = sum(fit_of(quarter)(gate) for quarter, gate in zip(quarters, gates, strict=True)) / LSTM_GATES
+    return whole if fit_of(values)(whole[0]) >= fit_of_gates else gates
 
 
 def _best(
-    layer: str, values: Array, constants: Sequence[Tensor], taken: set[int], fit_of: Callable[[Array], Fit]
-) -> Tensor | None:
-    """Gives the constant that most likely is a kernel, and marks it as taken."""
-    same_size = [tensor for tensor in constants if tensor.size == values.size]
-    # Equal kernels may share one constant: a second layer then finds nothing that is free.
-    free = [tensor for tensor in same_size if id(tensor) not in taken] or same_size
-    if not free:
-        return None
-    best = free[0]
-    if len(free) > 1:
-        fit = fit_of(values)
-        best = max(free, key=lambda tensor: (fit(tensor), _named(tensor, layer)))
-    taken.add(id(best))
-    return best
+    layer: str,
+    pieces: Sequence[Array],
+    constants: Sequence[Tensor],
+    taken: set[int],
+    fit_of: Callable[[Array], Fit],
+) -> list[Tensor]:
+    """Gives the constant that most likely is each piece of a kernel; none where one of them has no constant."""
+    found: list[Tensor] = []
+    for values in pieces:
+        same_size = [tensor for tensor in constants if tensor.size == values.size]
+        used = taken | {id(tensor) for tensor in found}
+        # Equal kernels may share one constant: a second layer then finds nothing that is free.
+        free = [tensor for tensor in same_size if id(tensor) not in used] or same_size
+        if not free:
+            return []
+        best = free[0]
+        if len(free) > 1:
+            fit = fit_of(values)
+            best = max(free, key=lambda tensor: (fit(tensor), _named(tensor, layer)))
+        found.append(best)
+    return found
 
 
 def _named(tensor: Tensor, layer: str) -> bool:
