@@ -8,20 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-# Kernels that TFMOT prunes, by class (its PruneRegistry); `cell.` stands for the cells of a recurrent layer.
-PRUNED_KERNELS = {
-    **dict.fromkeys(["Conv1D", "Conv2D", "Conv2DTranspose", "Conv3D", "Conv3DTranspose", "Dense"], ("kernel",)),
-    **dict.fromkeys(["LocallyConnected1D", "LocallyConnected2D"], ("kernel",)),
-    **dict.fromkeys(["SeparableConv1D", "SeparableConv2D"], ("pointwise_kernel",)),
-    "Embedding": ("embeddings",),
-    "MultiHeadAttention": (
-        "_query_dense.kernel",
-        "_key_dense.kernel",
-        "_value_dense.kernel",
-        "_output_dense.kernel",
-    ),
-    **dict.fromkeys(["LSTM", "GRU", "SimpleRNN"], ("cell.kernel", "cell.recurrent_kernel")),
-}
+from squeezeflow.modelkit import layer_kernels
+
+# TFMOT has no entry for the one that is left out (its PruneRegistry).
+PRUNED_KERNELS = {name: kernels for name, kernels in layer_kernels.KERNELS.items() if name != "Conv1DTranspose"}
 # Their kernels keep the outputs before the inputs.
 OUTPUTS_FIRST = frozenset({"Conv2DTranspose", "Conv3DTranspose"})
 _WRAPPERS = frozenset({"Bidirectional", "TimeDistributed", "RNN", "SpectralNormalization"})
@@ -53,15 +43,9 @@ _ACTIVATIONS_WITHOUT_INT16 = {
 def prune_reason(layer: Any) -> str:
     """Says why pruning leaves a layer as it is; empty where its kernels are pruned."""
     name = type(layer).__name__
-    if name in ("DepthwiseConv1D", "DepthwiseConv2D"):
-        return "depthwise kernels are not pruned: they have few weights, and each one matters"
-    if not layer.weights:
-        return "has no weights"
-    if name in _WRAPPERS:
+    if layer.weights and name in _WRAPPERS:
         return f"TFMOT does not reach the kernels inside {name}"
-    if name not in PRUNED_KERNELS:
-        return f"has no kernel that TFMOT prunes ({name})"
-    return ""
+    return layer_kernels.without_kernels(layer, "prune", PRUNED_KERNELS)
 
 
 def quantize_reason(layer: Any) -> str:

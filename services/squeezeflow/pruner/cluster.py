@@ -7,21 +7,26 @@ model itself: names, nesting and frozen layers as they were. What is promised is
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import tf_keras
+from tensorflow_model_optimization.python.core.clustering.keras.cluster_config import CentroidInitialization
 
-from squeezeflow.core.step import ArtifactPath, Report, StepInputs, StepOutputs
-from squeezeflow.modelkit import bridge, data, finetune, keras_source, layers, proof, threads
-from squeezeflow.modelkit.keras_file import write_keras
-from squeezeflow.modelkit.source import open_source
-from squeezeflow.pruner import cluster_once, cluster_outcome, outcome
-from squeezeflow.pruner.cluster_centroids import METHODS, first_centroids
-from squeezeflow.pruner.cluster_plan import ClusterPlan, plan_clusters
+from squeezeflow.core import invariants
+from squeezeflow.core.step import Report, StepInputs, StepOutputs
+from squeezeflow.modelkit import layers
+from squeezeflow.modelkit.finetune import Training
+from squeezeflow.modelkit.source import Source
+from squeezeflow.pruner import cluster_plan, step
+from squeezeflow.pruner.cluster_centroids import METHODS, first_centroids, share_values
+from squeezeflow.pruner.cluster_plan import ClusterPlan, KernelPlan
 from squeezeflow.pruner.cluster_wrapper import Clustered
-from squeezeflow.v1 import artifact_pb2, technique_pb2
+from squeezeflow.pruner.method import Arrays, Wrapped
+from squeezeflow.v1 import step_pb2, technique_pb2
 
 
 def run(params: technique_pb2.Cluster, inputs: StepInputs, report: Report) -> StepOutputs:
@@ -33,48 +38,57 @@ def run(params: technique_pb2.Cluster, inputs: StepInputs, report: Report) -> St
     UNSUPPORTED_INPUT (not a Keras model), UNSUPPORTED_LAYER (nothing to cluster), DATA_MISSING (no train samples),
     DATA_MISMATCH, NON_FINITE_OUTPUT, OUTPUT_MISMATCH, INVARIANT_BROKEN, and those of opening a model.
     """
-    threads.limit(inputs.threads)
-    began = time.perf_counter()
-    report(0.0, "loading")
-    opened = open_source(inputs.model, inputs.signature)
-    if params.one_shot and opened.model is None:
-        return cluster_once.cluster_saved_model(params, inputs, opened, report)
-    if params.one_shot:
-        return cluster_once.cluster_keras(params, inputs, opened, report)
-    bound = data.bind(inputs, opened.contract)
-    source = bridge.trainable(opened, "cluster", bound)
-    plans = plan_clusters(source.keras, params)
-    training = finetune.resolve(params.fine_tune, source, bound)
-    assert bound is not None  # `resolve` refuses to go on without train samples
-    before = outcome.look(source, bound, inputs.workdir, seed=training.seed)
-    loaded = time.perf_counter()
-
-    finetune.seed_everything(training)
-    model = Wrapped(source.keras, plans, params, training.seed)
-    fitted = finetune.fit(
-        model.wrapped, training, source, bound, report, checkpoint=inputs.checkpoint, span=(0.05, 0.9)
-    )
-    trained = time.perf_counter()
-
-    report(0.9, "proving")
-    made = list(keras_source.of_model(model.wrapped).predict(before.samples).values())
-    model.put_into(source.keras)
-    path = inputs.workdir / "model.keras"
-    write_keras(source.keras, path, source.compile_config)
-    proved = cluster_outcome.prove(path, before=before, made=made, plans=plans)
-    proof.add_data(proved.contract, bound)
-    return StepOutputs(
-        artifact=ArtifactPath(artifact_pb2.ARTIFACT_KIND_KERAS, path),
-        contract=proved.contract,
-        metrics=proved.metrics,
-        invariants=proved.invariants,
-        layers=proved.layers,
-        notes=(*source.notes, *bound.notes, *training.notes, *fitted, *proved.notes),
-        seconds={"load": loaded - began, "train": trained - loaded, "prove": time.perf_counter() - trained},
-    )
+    return step.run(Clustering(params), inputs, report)
 
 
-class Wrapped:
+@dataclass(frozen=True)
+class Clustering:
+    """Clustering as one request asks for it."""
+
+    params: technique_pb2.Cluster
+    technique = "cluster"
+
+    def plan(self, model: tf_keras.Model) -> list[ClusterPlan]:
+        """Decides for every layer."""
+        return cluster_plan.plan_clusters(model, self.params)
+
+    def plan_variables(self, source: Source) -> list[ClusterPlan]:
+        """Decides for every variable of a SavedModel."""
+        return cluster_plan.plan_variables(source, self.params)
+
+    def changed(self, plans: Sequence[ClusterPlan], seed: int) -> dict[str, np.ndarray]:
+        """Gives the kernels with every weight at the centroid of its cluster, by k-means."""
+        tf_keras.utils.set_random_seed(seed)
+        method = METHODS[self.params.initialization]
+        return {kernel.name: share_values(kernel, method, seed) for plan in plans for kernel in plan.kernels}
+
+    def wrap(self, model: tf_keras.Model, plans: Sequence[ClusterPlan], training: Training, workdir: Path) -> Wrapped:
+        """Wraps the layers of a copy, whose kernels are then put into the model."""
+        copy = WrappedCopy(model, plans, METHODS[self.params.initialization], training.seed)
+        return Wrapped(copy.wrapped, partial(copy.put_into, model))
+
+    def promises(self, found: Arrays, plans: Sequence[ClusterPlan]) -> list[step_pb2.Invariant]:
+        """Gives `clusters` of all kernels, and `sparsity` where zeros are kept."""
+        kernels = [kernel for plan in plans for kernel in plan.kernels]
+        kept = [kernel.zeros(found[kernel.name]) for kernel in kernels if kernel.keep_zeros]
+        return [
+            invariants.clusters(found, [kernel.promise(found[kernel.name]) for kernel in kernels]),
+            *([invariants.sparsity(found, kept)] if kept else []),
+        ]
+
+    def reached(self, plan: ClusterPlan, found: Arrays) -> str:
+        """Says how many values the kernels of a layer have now, and what of them is not as it was asked for."""
+        parts = [_reached(kernel, found[kernel.name]) for kernel in plan.kernels]
+        return "; ".join([*parts, plan.reason] if plan.reason else parts)
+
+
+def _reached(plan: KernelPlan, values: np.ndarray) -> str:
+    where, axis = (" a channel", -1) if plan.per_channel else ("", None)
+    text = f"{invariants.distinct(values, axis)} of {plan.clusters} values{where}"
+    return f"{text}, sparsity {np.mean(values == 0):.3f}" if plan.keep_zeros else text
+
+
+class WrappedCopy:
     """A copy of a model in which the layers that are to be clustered are wrapped, and all others are not.
 
     Attributes:
@@ -82,7 +96,7 @@ class Wrapped:
     """
 
     def __init__(
-        self, model: tf_keras.Model, plans: Sequence[ClusterPlan], params: technique_pb2.Cluster, seed: int
+        self, model: tf_keras.Model, plans: Sequence[ClusterPlan], method: CentroidInitialization, seed: int
     ) -> None:
         copy = copy_of(model)
         # Before wrapping: it takes kernels out of their layers.
@@ -97,7 +111,6 @@ class Wrapped:
             if id(layer) not in found:
                 return layer
             kernels = found[id(layer)].kernels
-            method = METHODS[params.initialization]
             wrapper = Clustered(layer, [(kernel, first_centroids(kernel, method, seed)) for kernel in kernels])
             self._wrappers.append(wrapper)
             return wrapper

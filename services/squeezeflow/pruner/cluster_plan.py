@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.core.invariants import ClusterTarget, SparsityTarget
 from squeezeflow.core.invariants.sparsity import PRUNED_SHARE
-from squeezeflow.modelkit import layers, selection
-from squeezeflow.modelkit.clusterable import CLUSTERED_KERNELS, PER_CHANNEL, cluster_reason
+from squeezeflow.modelkit import selection
+from squeezeflow.modelkit.clusterable import PER_CHANNEL
+from squeezeflow.modelkit.source import Source
+from squeezeflow.pruner import saved_model
+from squeezeflow.pruner.candidates import Candidate, candidates, refuse_all, require_matches
 from squeezeflow.v1 import technique_pb2
 
-FROZEN = "frozen (trainable is false): its weights stay as they are; save the model with it trainable to cluster it"
 WHOLE = "for the whole kernel: centroids by channel are for Conv2D"
 
 
@@ -72,53 +72,53 @@ def plan_clusters(model: Any, params: technique_pb2.Cluster) -> list[ClusterPlan
 
     Errors: INVALID_PARAMETER for a pattern that names no layer, UNSUPPORTED_LAYER where nothing is left to cluster.
     """
-    trained = {id(weight) for weight in model.trainable_weights}
-    found: dict[int, tuple[str, Any]] = {}
-    for path, layer in layers.walk(model):
-        found.setdefault(id(layer), (path, layer))
-    require_matches(params, [path for path, _ in found.values()])
-    plans = [_plan(path, layer, params, trained) for path, layer in found.values()]
-    require_some(plans)
+    plans = [_plan(candidate, params) for candidate in candidates(model, "cluster", params.layers, _rules(params))]
+    _require_some(plans, "layer")
     return plans
 
 
-def require_some(plans: Sequence[ClusterPlan]) -> None:
-    """Refuses a model of which nothing is clustered: UNSUPPORTED_LAYER with the reasons."""
-    if any(plan.kernels for plan in plans):
-        return
-    weighty = [plan for plan in plans if plan.layer is None or plan.layer.weights]
-    reasons = "; ".join(f"{plan.path}: {plan.reason}" for plan in weighty) or "it has no weights"
-    raise SqueezeflowError(
-        "UNSUPPORTED_LAYER",
-        f"no layer of the model can be clustered ({reasons[:600]}): give a model with dense or convolutional layers "
-        "that are trainable, or fewer clusters",
-        metadata={plan.path: plan.reason for plan in weighty[:50]},
-    )
+def plan_variables(source: Source, params: technique_pb2.Cluster) -> list[ClusterPlan]:
+    """Decides for every variable with two axes or more that the signature of a SavedModel reads.
+
+    Errors: INVALID_PARAMETER for a pattern that names no variable, UNSUPPORTED_LAYER where nothing is left to cluster.
+    """
+    saved_model.prunable_variables(source)  # Refuses a graph without kernels.
+    variables = saved_model.variables(source)
+    require_matches(params.layers, _rules(params), [variable.name for variable in variables])
+    plans = []
+    for variable in variables:
+        operations = variable.variable.kernel_of or variable.variable.read_by
+        reason = variable.reason or selection.left_out(params.layers, variable.name)
+        kernels: tuple[KernelPlan, ...] = ()
+        if not reason:
+            found = [(variable.name, "", variable.values)]
+            by_channel = operations == ("Conv2D",) and variable.values.ndim == 4
+            kernels, reason = _plan_kernels(variable.name, found, params, by_channel=by_channel)
+        plans.append(ClusterPlan(variable.name, ", ".join(operations[:3]), None, kernels, reason))
+    _require_some(plans, "variable")
+    return plans
 
 
-def require_matches(params: technique_pb2.Cluster, paths: Sequence[str]) -> None:
-    """Refuses patterns that name no layer: INVALID_PARAMETER."""
-    patterns = [("layer_clusters", rule.pattern) for rule in params.layer_clusters]
-    selection.require_matches([*selection.selection_patterns(params.layers), *patterns], paths)
+def _require_some(plans: Sequence[ClusterPlan], what: str) -> None:
+    if not any(plan.kernels for plan in plans):
+        weighty = [plan for plan in plans if plan.layer is None or plan.layer.weights]
+        refuse_all({plan.path: plan.reason for plan in weighty}, "cluster", what)
 
 
-def _plan(path: str, layer: Any, params: technique_pb2.Cluster, trained: set[int]) -> ClusterPlan:
-    name = type(layer).__name__
-    reason = cluster_reason(layer) or selection.left_out(params.layers, path)
-    if reason:
-        return ClusterPlan(path, name, layer, reason=reason)
-    attributes = CLUSTERED_KERNELS[name]
-    weights = [operator.attrgetter(attribute)(layer) for attribute in attributes]
-    if any(id(weight) not in trained for weight in weights):
-        return ClusterPlan(path, name, layer, reason=FROZEN)
-    names = [path] if len(weights) == 1 else [f"{path}/{_weight_name(layer, weight)}" for weight in weights]
-    values = [weight.numpy() for weight in weights]
-    found = list(zip(names, attributes, values, strict=True))
-    kernels, reason = plan_kernels(path, found, params, by_channel=name in PER_CHANNEL)
-    return ClusterPlan(path, name, layer, kernels, reason)
+def _rules(params: technique_pb2.Cluster) -> list[tuple[str, str]]:
+    return [("layer_clusters", rule.pattern) for rule in params.layer_clusters]
 
 
-def plan_kernels(
+def _plan(candidate: Candidate, params: technique_pb2.Cluster) -> ClusterPlan:
+    name = type(candidate.layer).__name__
+    if candidate.reason:
+        return ClusterPlan(candidate.path, name, candidate.layer, reason=candidate.reason)
+    found = [(kernel.name, kernel.attribute, kernel.weight.numpy()) for kernel in candidate.kernels]
+    kernels, reason = _plan_kernels(candidate.path, found, params, by_channel=name in PER_CHANNEL)
+    return ClusterPlan(candidate.path, name, candidate.layer, kernels, reason)
+
+
+def _plan_kernels(
     path: str, found: Sequence[tuple[str, str, np.ndarray]], params: technique_pb2.Cluster, *, by_channel: bool
 ) -> tuple[tuple[KernelPlan, ...], str]:
     """Decides for the kernels of one layer: gives what is clustered, and what is not as it was asked for.
@@ -143,18 +143,3 @@ def plan_kernels(
 
 def _keeps_zeros(kernel: np.ndarray, params: technique_pb2.Cluster) -> bool:
     return bool(params.preserve_sparsity and np.mean(kernel == 0) >= PRUNED_SHARE)
-
-
-def _weight_name(layer: Any, weight: Any) -> str:
-    name: str = weight.name.split(":")[0].removeprefix(f"{layer.name}/")
-    return name
-
-
-def clustered_kernels(model: Any, plans: Sequence[ClusterPlan]) -> dict[str, np.ndarray]:
-    """Gives the kernels of the plans by name, from any copy of the model."""
-    found = dict(layers.walk(model))
-    return {
-        kernel.name: np.asarray(operator.attrgetter(kernel.attribute)(found[plan.path]))
-        for plan in plans
-        for kernel in plan.kernels
-    }

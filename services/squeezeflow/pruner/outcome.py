@@ -1,10 +1,11 @@
-"""What pruning left in the saved file: zeros, outputs and sizes, read again from its bytes."""
+"""What a change of kernels left in the saved file: zeros, values, outputs and sizes, read again from its bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +15,10 @@ from squeezeflow.core.sizes import sizes_of
 from squeezeflow.core.step import ArtifactPath
 from squeezeflow.modelkit import proof
 from squeezeflow.modelkit.keras_file import write_keras
+from squeezeflow.modelkit.layer_kernels import DONE
 from squeezeflow.modelkit.source import Source, open_source
-from squeezeflow.pruner import patterns
-from squeezeflow.pruner.kernels import LayerPlan, kernel_patterns, pruned_kernels
-from squeezeflow.pruner.patterns import Pattern
+from squeezeflow.pruner.candidates import weights_of
+from squeezeflow.pruner.method import Method
 from squeezeflow.v1 import artifact_pb2, contract_pb2, step_pb2
 
 Arrays = Mapping[str, np.ndarray]
@@ -27,7 +28,7 @@ EQUAL = 1e-5
 
 @dataclass(frozen=True)
 class Before:
-    """The model before it was trained.
+    """The model before anything was done to it.
 
     Attributes:
         samples: inputs for comparisons; `origin` says where they are from.
@@ -62,38 +63,44 @@ def look(source: Source, bound: BoundData | None, workdir: Path, *, seed: int) -
     return Before(samples, origin, source.predict(samples), source.kernels(), file)
 
 
-def prove(path: Path, *, before: Before, made: Sequence[np.ndarray], plans: Sequence[LayerPlan]) -> Outcome:
+def prove(
+    path: Path, *, before: Before, made: Sequence[np.ndarray], method: Method[Any], plans: Sequence[Any]
+) -> Outcome:
     """Proves the saved file.
 
     Args:
         path: the `.keras` file.
         made: what the model in memory gives for the samples, with its wrappers where it has some, in the order of the
             outputs.
-        plans: what was to be pruned, and how.
+        method: says what was promised.
+        plans: what was to be changed, and how.
 
     Errors: NON_FINITE_OUTPUT, OUTPUT_MISMATCH, INVARIANT_BROKEN naming the layer.
     """
-    stripped = open_source(ArtifactPath(artifact_pb2.ARTIFACT_KIND_KERAS, path))
-    outputs = stripped.predict(before.samples)
+    saved = open_source(ArtifactPath(artifact_pb2.ARTIFACT_KIND_KERAS, path))
+    outputs = saved.predict(before.samples)
     expected = dict(zip(outputs, made, strict=True))
-    kernels = pruned_kernels(stripped.keras, plans)
+    kernels = {name: weight.numpy() for name, weight in weights_of(saved.keras, plans).items()}
     proved = invariants.require(
         [
             invariants.finite(outputs),
-            invariants.alive(before.outputs, outputs, kernels=stripped.kernels(), source_kernels=before.kernels),
+            invariants.alive(before.outputs, outputs, kernels=saved.kernels(), source_kernels=before.kernels),
             equal(expected, outputs),
-            patterns.promise(kernels, kernel_patterns(plans)),
+            *method.promises(kernels, plans),
         ]
     )
-    proof.add_golden_samples(stripped.contract, before.samples, outputs)
+    proof.add_golden_samples(saved.contract, before.samples, outputs)
     difference = max(figures.max_abs_diff(expected[name], outputs[name]) for name in outputs)
     count = len(next(iter(outputs.values())))
     return Outcome(
-        stripped.contract,
+        saved.contract,
         proved,
         {"max_abs_diff": step_pb2.Metric(value=difference, samples=count)},
-        tuple(_layer(plan, kernels) for plan in plans),
-        (f"the saved file and the pruned model in memory were {before.origin}", sizes(before.file, path)),
+        tuple(layer_outcome(method, plan, kernels) for plan in plans),
+        (
+            f"the saved file and the {DONE[method.technique]} model in memory were {before.origin}",
+            sizes(before.file, path),
+        ),
     )
 
 
@@ -108,24 +115,30 @@ def equal(expected: Arrays, outputs: Arrays) -> step_pb2.Invariant:
     return step_pb2.Invariant(name="close", passed=passed, detail="; ".join(parts))
 
 
-def _layer(plan: LayerPlan, kernels: Arrays) -> step_pb2.LayerOutcome:
-    detail = plan.reason
-    if plan.pattern:
-        detail = reached([kernels[name] for name in plan.values(plan.layer)], plan.pattern)
+def layer_outcome(method: Method[Any], plan: Any, kernels: Arrays) -> step_pb2.LayerOutcome:
+    """Says what became of a layer."""
+    detail = method.reached(plan, kernels) if plan.kernels else plan.reason
     return step_pb2.LayerOutcome(layer=plan.path, class_name=plan.class_name, applied=bool(plan.kernels), detail=detail)
 
 
-def reached(kernels: Sequence[np.ndarray], pattern: Pattern) -> str:
-    """Says what became of the kernels of one layer."""
-    values = np.concatenate([kernel.reshape(-1) for kernel in kernels])
-    return f"sparsity {np.mean(values == 0):.3f}{pattern.describe()}"
-
-
 def sizes(before: Path, after: Path) -> str:
-    """Tells what pruning does to the size of a file or folder: only the deflated one changes."""
+    """Tells what changed kernels do to the size of a file or folder: only the deflated one changes."""
     dense, sparse = sizes_of(before), sizes_of(after)
     return (
         f"deflated, the model shrinks from {dense.deflated_bytes} to {sparse.deflated_bytes} bytes "
         f"({dense.deflated_bytes / sparse.deflated_bytes:.2f}x); the raw size ({sparse.raw_bytes} bytes) and the "
         "latency do not change"
     )
+
+
+def moved(before: Arrays, after: Arrays) -> str:
+    """Tells how far a change without training moved the outputs."""
+    difference = max(figures.max_abs_diff(values, after[name]) for name, values in before.items())
+    ratio = min(figures.sqnr_db(values, after[name]) for name, values in before.items())
+    flips = [
+        f"{int(np.sum(values.argmax(axis=-1) != after[name].argmax(axis=-1)))} of {values[..., 0].size} labels flipped"
+        for name, values in before.items()
+        if values.ndim > 1 and values.shape[-1] > 1
+    ]
+    told = ", ".join([f"at most {difference:.3g} ({ratio:.1f} dB)", *flips])
+    return f"without training, the outputs moved by {told}: leave out one_shot to recover by fine-tuning"

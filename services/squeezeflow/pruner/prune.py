@@ -7,23 +7,26 @@ nesting and frozen layers as they were. What is promised is read again from the 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_model_optimization as tfmot
 import tf_keras
 
-from squeezeflow.core.step import ArtifactPath, Report, StepInputs, StepOutputs
-from squeezeflow.modelkit import bridge, data, finetune, keras_source, proof, threads
-from squeezeflow.modelkit.keras_file import write_keras
-from squeezeflow.modelkit.source import open_source
-from squeezeflow.pruner import one_shot, outcome, patterns
-from squeezeflow.pruner.kernels import LayerPlan, plan_layers, positive_zeros
+from squeezeflow.core.step import Report, StepInputs, StepOutputs
+from squeezeflow.modelkit.finetune import Training
+from squeezeflow.modelkit.source import Source
+from squeezeflow.pruner import kernels, patterns, step
+from squeezeflow.pruner.kernels import LayerPlan
+from squeezeflow.pruner.method import Arrays, Wrapped
 from squeezeflow.pruner.patterns import Pattern
 from squeezeflow.pruner.schedule import Schedule, schedule
 from squeezeflow.pruner.summaries import Summaries
-from squeezeflow.v1 import artifact_pb2, technique_pb2
+from squeezeflow.v1 import step_pb2, technique_pb2
 
 # TFMOT counts in float32 how many weights stay; this covers its rounding, so that never one too many does.
 ROUNDING = 1e-6
@@ -40,55 +43,49 @@ def run(params: technique_pb2.Prune, inputs: StepInputs, report: Report) -> Step
     opening a model.
     """
     patterns.check(params)
-    threads.limit(inputs.threads)
-    began = time.perf_counter()
-    report(0.0, "loading")
-    opened = open_source(inputs.model, inputs.signature)
-    bound = data.bind(inputs, opened.contract)
-    if params.one_shot:
-        return one_shot.run(params, inputs, opened, bound, report)
-    source = bridge.trainable(opened, "prune", bound)
-    plans = plan_layers(source.keras, params)
-    training = finetune.resolve(params.fine_tune, source, bound)
-    assert bound is not None  # `resolve` refuses to go on without train samples
-    before = outcome.look(source, bound, inputs.workdir, seed=training.seed)
-    loaded = time.perf_counter()
+    return step.run(Pruning(params), inputs, report)
 
-    finetune.seed_everything(training)
-    when = schedule_of(params, training.steps)
-    wrapped = wrap(source.keras, plans, params, when)
-    logs = inputs.workdir / "logs" if params.summaries else None
-    callbacks = [tfmot.sparsity.keras.UpdatePruningStep(), *([Summaries(logs, training.steps)] if logs else [])]
-    fitted = finetune.fit(
-        wrapped,
-        training,
-        source,
-        bound,
-        report,
-        callbacks=callbacks,
-        span=(0.05, 0.9),
-        checkpoint=inputs.checkpoint,
-        stoppable_after_step=when.end if params.schedule == technique_pb2.Prune.SCHEDULE_POLYNOMIAL else when.begin,
-    )
-    trained = time.perf_counter()
 
-    report(0.9, "proving")
-    fine_tuned = list(keras_source.of_model(wrapped).predict(before.samples).values())
-    positive_zeros(plans)
-    path = inputs.workdir / "model.keras"
-    write_keras(source.keras, path, source.compile_config)
-    proved = outcome.prove(path, before=before, made=fine_tuned, plans=plans)
-    proof.add_data(proved.contract, bound)
-    return StepOutputs(
-        artifact=ArtifactPath(artifact_pb2.ARTIFACT_KIND_KERAS, path),
-        contract=proved.contract,
-        metrics=proved.metrics,
-        invariants=proved.invariants,
-        layers=proved.layers,
-        notes=(*source.notes, *bound.notes, *training.notes, *fitted, *proved.notes),
-        seconds={"load": loaded - began, "train": trained - loaded, "prove": time.perf_counter() - trained},
-        logs=logs,
-    )
+@dataclass(frozen=True)
+class Pruning:
+    """Pruning as one request asks for it."""
+
+    params: technique_pb2.Prune
+    technique = "prune"
+
+    def plan(self, model: tf_keras.Model) -> list[LayerPlan]:
+        """Decides for every layer."""
+        return kernels.plan_layers(model, self.params)
+
+    def plan_variables(self, source: Source) -> list[LayerPlan]:
+        """Decides for every variable of a SavedModel."""
+        return kernels.plan_variables(source, self.params)
+
+    def changed(self, plans: Sequence[LayerPlan], seed: int) -> dict[str, np.ndarray]:
+        """Gives the kernels pruned at once."""
+        return kernels.pruned_values(plans)
+
+    def wrap(self, model: tf_keras.Model, plans: Sequence[LayerPlan], training: Training, workdir: Path) -> Wrapped:
+        """Wraps the layers themselves: once they are fitted, the model that they are of is the stripped one."""
+        when = schedule_of(self.params, training.steps)
+        logs = workdir / "logs" if self.params.summaries else None
+        return Wrapped(
+            wrap(model, plans, self.params, when),
+            partial(kernels.positive_zeros, plans),
+            [tfmot.sparsity.keras.UpdatePruningStep(), *([Summaries(logs, training.steps)] if logs else [])],
+            when.end if self.params.schedule == technique_pb2.Prune.SCHEDULE_POLYNOMIAL else when.begin,
+            logs,
+        )
+
+    def promises(self, found: Arrays, plans: Sequence[LayerPlan]) -> list[step_pb2.Invariant]:
+        """Gives the invariant `sparsity`."""
+        return [patterns.promise(found, kernels.kernel_patterns(plans))]
+
+    def reached(self, plan: LayerPlan, found: Arrays) -> str:
+        """Says how sparse the kernels of a layer are."""
+        assert plan.pattern is not None
+        values = np.concatenate([found[kernel.name].reshape(-1) for kernel in plan.kernels])
+        return f"sparsity {np.mean(values == 0):.3f}{plan.pattern.describe()}"
 
 
 def schedule_of(params: technique_pb2.Prune, steps: int) -> Schedule:
