@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -326,3 +327,24 @@ def reads_other_file(folder: Path, secret: Path) -> Path:
         del file[LINKED]
         file[LINKED] = h5py.ExternalLink(str(secret), f"/{LINKED}")
     return path
+
+
+def keras_saved_model(model: Any, folder: Path, **signatures: Any) -> Path:
+    """Writes a tf_keras model as a SavedModel with its Keras metadata; without signatures, with Keras' own."""
+    model.save(str(folder), save_format="tf", signatures=signatures or None)
+    return folder
+
+
+def edit_metadata(source: Path, target: Path, change: Any) -> Path:
+    """Copies a Keras SavedModel with the JSON of every Keras object passed through `change` (node, dict → None)."""
+    from tf_keras.protobuf import saved_metadata_pb2
+
+    shutil.copytree(source, target)
+    metadata = saved_metadata_pb2.SavedMetadata()
+    metadata.ParseFromString((source / "keras_metadata.pb").read_bytes())
+    for node in metadata.nodes:
+        config = json.loads(node.metadata)
+        change(node.node_id, config)
+        node.metadata = json.dumps(config)
+    (target / "keras_metadata.pb").write_bytes(metadata.SerializeToString())
+    return target

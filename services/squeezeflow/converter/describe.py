@@ -1,7 +1,8 @@
 """Describes a model: what it is, and what each technique would do with it. Nothing of the model's own is run.
 
-A TFLite file is read as the flatbuffer it is, without TensorFlow; a SavedModel's protos are read without loading it; a
-Keras model is scanned, then loaded. What the scan finds is told, and such a model is not loaded.
+A TFLite file is read as the flatbuffer it is, without TensorFlow; a SavedModel's protos are read without loading it,
+unless tf_keras saved it: that, as any Keras model, is scanned, then loaded. What the scan finds is told, and such a
+model is not loaded.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _TRAINED = {
     "cluster": "no layer has a kernel to cluster",
 }
 _NOT_A_SOURCE = "the file is TFLite already: give the Keras model or SavedModel that it was made from"
-_NO_LAYERS = "a SavedModel is a graph without layers: give the .keras or .h5 file that it was exported from"
-_NO_LAYERS_AT_ONCE = f"{_NO_LAYERS}, or set one_shot"
+_NO_LAYERS = "a SavedModel is a graph without layers{}: give the .keras or .h5 file that it was exported from"
+_AT_ONCE = ", or set one_shot"
 
 
 def describe(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def _tflite(path: Path) -> model_pb2.ModelDescription:
 
 
 def _saved_model(model: ArtifactPath, wanted: str) -> model_pb2.ModelDescription:
-    from squeezeflow.modelkit import saved_model_source
+    from squeezeflow.modelkit import keras_metadata, saved_model_source
 
     graph = saved_model_source.meta_graph(saved_model_source.read_proto(model.path))
     names = saved_model_source.signatures(graph)
@@ -103,9 +104,22 @@ def _saved_model(model: ArtifactPath, wanted: str) -> model_pb2.ModelDescription
             raise
         reason = error.message
     reason = _refused(description) or reason
+    why_graph = ""
+    if not reason and keras_metadata.root_of(model.path, graph):
+        from squeezeflow.modelkit import keras_saved_model
+
+        source = keras_saved_model.as_keras(saved_model_source.open_saved_model(model.path, wanted))
+        if source.model is not None:
+            description.format, description.written_by = source.format, source.written_by
+            description.contract.CopyFrom(source.contract)
+            description.notes.extend(source.notes)
+            _describe_layers(description, source.model, "", "")
+            return description
+        why_graph = f" ({source.why_graph})"
+    no_layers = _NO_LAYERS.format(why_graph)
     reasons = dict.fromkeys(("convert", "export", "quantize"), reason)
-    reasons["train_quantized"] = _refused(description) or _NO_LAYERS
-    reasons |= dict.fromkeys(("prune", "cluster"), _refused(description) or _NO_LAYERS_AT_ONCE)
+    reasons["train_quantized"] = _refused(description) or no_layers
+    reasons |= dict.fromkeys(("prune", "cluster"), _refused(description) or f"{no_layers}{_AT_ONCE}")
     description.techniques.extend(_support(reasons))
     return description
 
@@ -127,11 +141,16 @@ def _keras(model: ArtifactPath) -> model_pb2.ModelDescription:
         keras_source.require_numbers(loaded, description.contract)
     except SqueezeflowError as error:
         reason = error.message
+    trainable = reason or (_twin_reason(loaded) if keras3 else "")
+    _describe_layers(description, loaded, reason, trainable)
+    return description
+
+
+def _describe_layers(description: model_pb2.ModelDescription, loaded: Any, reason: str, trainable: str) -> None:
+    """Adds a Keras model's layers, and the techniques with them; reasons as in `_model_reasons`."""
     description.parameters = sum(math.prod(weight.shape) for weight in loaded.weights)
     description.layers.extend(_layer(path, layer) for path, layer in layers.walk(loaded))
-    trainable = reason or (_twin_reason(loaded) if keras3 else "")
     description.techniques.extend(_support(_model_reasons(description, reason, trainable)))
-    return description
 
 
 def _layer(path: str, layer: Any) -> model_pb2.LayerDescription:

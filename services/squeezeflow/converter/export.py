@@ -17,7 +17,7 @@ def run(params: technique_pb2.Export, inputs: StepInputs, report: Report) -> Ste
     """Writes the model as a SavedModel, or as `.keras`, into the step's folder.
 
     The SavedModel has one signature, `serving_default`, under the model's own names. A Keras 3 model stays Keras 3.
-    Errors: as Convert; UNSUPPORTED_INPUT where a SavedModel should become `.keras`.
+    Errors: as Convert; UNSUPPORTED_INPUT where a SavedModel that is a graph should become `.keras`.
     """
     threads.limit(inputs.threads)
     report(0.0, "loading")
@@ -53,8 +53,8 @@ def _keras(source: Source, workdir: Path) -> ArtifactPath:
     if source.model is None:
         raise SqueezeflowError(
             "UNSUPPORTED_INPUT",
-            "a SavedModel is a graph without layers and cannot become a .keras file: export the Keras model that it "
-            "was made from, or ask for a SavedModel",
+            f"a SavedModel is a graph without layers{f' ({source.why_graph})' if source.why_graph else ''} and cannot "
+            "become a .keras file: export the Keras model that it was made from, or ask for a SavedModel",
         )
     target = workdir / "model.keras"
     if source.keras is not None:

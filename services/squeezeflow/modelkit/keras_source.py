@@ -97,6 +97,8 @@ class KerasSource:
     traced with batch 1, and the contract says so.
     """
 
+    why_graph = ""
+
     def __init__(
         self,
         model: Any,

@@ -11,7 +11,17 @@ import tensorflow
 import tf_keras
 
 from squeezeflow.core import contracts, datasets, figures, sizes
-from squeezeflow.modelkit import conversion, data, keras_source, proof, saved_model_source, scan_graph, source, warm
+from squeezeflow.modelkit import (
+    conversion,
+    data,
+    keras_saved_model,
+    keras_source,
+    proof,
+    saved_model_source,
+    scan_graph,
+    source,
+    warm,
+)
 
 __all__ = [
     "ai_edge_litert",
@@ -22,6 +32,7 @@ __all__ = [
     "figures",
     "h5py",
     "keras",
+    "keras_saved_model",
     "keras_source",
     "proof",
     "saved_model_source",

@@ -171,6 +171,7 @@ class SavedModelSource:
     format = "SavedModel"
     keras: Any = None
     model: Any = None
+    why_graph = ""
     compile_config = CompileConfig()
 
     def __init__(
@@ -195,6 +196,11 @@ class SavedModelSource:
         return self._folder
 
     @property
+    def fixes_batch(self) -> bool:
+        """Whether the batch is fixed to 1 so that it converts."""
+        return _BATCH_NOTE in self.notes
+
+    @property
     def variables(self) -> list[Any]:
         """The variables that the signature reads, as far as Python can reach them."""
         return list(self._function.variables)
@@ -217,7 +223,7 @@ class SavedModelSource:
         return serving.converter_of(self._converted_folder(), self.contract.signature, self._tags)
 
     def _converted_folder(self) -> Path:
-        if _BATCH_NOTE not in self.notes:
+        if not self.fixes_batch:
             return self._folder
         if self._fixed_folder is None:
             message = read_proto(self._folder)

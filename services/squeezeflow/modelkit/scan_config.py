@@ -78,7 +78,8 @@ def _check_name(node: dict[str, Any], place: str) -> Iterator[str]:
 
 def _place(node: dict[str, Any], place: str) -> str:
     inner = node.get("config")
-    name = inner.get("name") if isinstance(inner, dict) else None
+    # A layer that has no configuration is named beside it.
+    name = (inner.get("name") if isinstance(inner, dict) else None) or node.get("name")
     known_part = str(node["class_name"]) in names.PARTS | names.VALUES
     return place if known_part or not isinstance(name, str) else f"layer {name[:100]}"
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from squeezeflow.core.errors import SqueezeflowError
+from squeezeflow.modelkit import keras_metadata
 from squeezeflow.modelkit.scan_config import scan_names
 
 # Operations with effects that stay within the model: on its variables, tables, lists and random numbers.
@@ -27,7 +27,7 @@ _STATE = re.compile(
     r"|(Anonymous|Mutable)*(DenseHash|Hash)Table\w*|LookupTable\w+|InitializeTable(V2)?"
     r"|TensorArray\w*|Stack\w*|Random\w+|Truncated\w+|ParameterizedTruncatedNormal|Multinomial|Rng\w+|Stateful\w+"
     r"|PartitionedCall|While|If|Case|SymbolicGradient|CudnnRNN\w*|\w*CandidateSampler"
-    r"|StatelessRandomGetAlg|SampleDistortedBoundingBox(V2)?|DeepCopy"
+    r"|IteratorGetNext|StatelessRandomGetAlg|SampleDistortedBoundingBox(V2)?|DeepCopy"
 )
 _CODE = re.compile(r"PyFunc(Stateless)?|EagerPyFunc|\w*PyFunc\w*")
 _FILES = re.compile(
@@ -35,7 +35,9 @@ _FILES = re.compile(
     r"|LoadAndRemapMatrix|GenerateVocabRemapping|InitializeTableFromTextFile(V2)?|FixedUnigramCandidateSampler"
     r"|RecordInput|ImmutableConst|DecodeProto(V2)?|EncodeProto|FileSystemSetConfiguration|DistributedSave"
     r"|CheckpointNameRegexes|CreateSummary\w+|Write\w*Summary|ImportEvent|\w*Reader(V2)?|Reader\w+|LMDBReader"
-    r"|\w*Dataset\w*|\w*Iterator\w*"
+    # `IteratorGetNext` stays in the function by which a Normalization layer was adapted; what could give it an iterator
+    # to read from is refused.
+    r"|\w*Dataset\w*|(?!IteratorGetNext$)\w*Iterator\w*"
 )
 _NETWORK = re.compile(
     r"_?(Host)?(Send|Recv)|RemoteCall|RemoteFusedGraphExecute|Collective\w+|Nccl\w+|Debug\w+|WorkerHeartbeat|Rpc\w*"
@@ -60,7 +62,7 @@ def scan_saved_model(folder: Path) -> list[str]:
         # Where TensorFlow 2.0 to 2.4 kept what is in keras_metadata.pb now.
         nodes = [node.user_object.metadata for node in graph.object_graph_def.nodes]
         findings.update(dict.fromkeys(_scan_metadata(nodes)))
-    findings.update(dict.fromkeys(_scan_metadata(_metadata(folder / "keras_metadata.pb"))))
+    findings.update(dict.fromkeys(_scan_metadata(text for _, text in keras_metadata.nodes(folder))))
     return list(findings)
 
 
@@ -160,24 +162,11 @@ def _saver_is_apart(graph: Any) -> bool:
     return True
 
 
-def _metadata(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
-    from google.protobuf.message import DecodeError
-    from tf_keras.protobuf import saved_metadata_pb2
-
-    metadata = saved_metadata_pb2.SavedMetadata()
-    try:
-        metadata.ParseFromString(path.read_bytes())
-    except DecodeError as error:
-        raise SqueezeflowError(
-            "MALFORMED_MODEL", f"{path.name} cannot be read: save the model again and check that the upload is complete"
-        ) from error
-    return [node.metadata for node in metadata.nodes]
-
-
 def _scan_metadata(texts: Iterable[str]) -> Iterator[str]:
-    """Looks for code in what tf_keras wrote beside the graph; classes of its own are only names there."""
+    """Looks for code in what tf_keras wrote beside the graph.
+
+    Classes of its own are only names there: a model with one is never rebuilt, its graph is taken.
+    """
     for text in texts:
         try:
             config = json.loads(text)

@@ -1,7 +1,8 @@
 """A model that a technique starts from, whatever wrote it: its contract, its predictions, a converter for it.
 
 `open_source` scans first and loads after; nothing of a model with code in it is ever run. `Source` is one small
-interface with two implementations: Keras models of both libraries, and SavedModels.
+interface with two implementations: Keras models of both libraries, and SavedModels. A SavedModel that tf_keras saved is
+a Keras model where its signature is that model's forward pass (`keras_saved_model`).
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ class Source(Protocol):
         contract: its inputs and outputs under its own names; `signature_name` is not set.
         format, written_by: as in `ModelDescription`.
         notes: what the caller should know about how it was loaded.
-        keras: the tf_keras model; None where it is not one (Keras 3, SavedModel).
-        model: the Keras model of either library; None for a SavedModel.
+        keras: the tf_keras model; None where it is not one (Keras 3, a graph).
+        model: the Keras model of either library; None for a SavedModel that is a graph.
+        why_graph: why a SavedModel that tf_keras saved is a graph all the same; empty for everything else.
         compile_config: loss, optimizer and learning rate that the file names.
         signature_inputs, signature_outputs: contract name → name in the signature of what `converter` converts.
     """
@@ -41,6 +43,7 @@ class Source(Protocol):
     notes: tuple[str, ...]
     keras: Any
     model: Any
+    why_graph: str
     compile_config: CompileConfig
     signature_inputs: Mapping[str, str]
     signature_outputs: Mapping[str, str]
@@ -58,12 +61,13 @@ class Source(Protocol):
         """Writes the model as a SavedModel with the signature `serving_default` under contract names."""
 
 
-def open_source(model: ArtifactPath, signature: str = "") -> Source:
+def open_source(model: ArtifactPath, signature: str = "", *, as_graph: bool = False) -> Source:
     """Scans and loads a model.
 
     Args:
         model: a `.keras`, an HDF5 file or a SavedModel folder.
         signature: of a SavedModel; empty: the only one, or `serving_default`.
+        as_graph: a SavedModel is taken as a graph, whatever wrote it: for what gives a SavedModel back.
 
     Errors: CODE_IN_MODEL, MALFORMED_MODEL, UNSUPPORTED_INPUT (string or ragged inputs, a format that is not a source),
     INVALID_PARAMETER (no such signature; the message lists those there are).
@@ -80,9 +84,10 @@ def open_source(model: ArtifactPath, signature: str = "") -> Source:
 
         return keras_source.open_keras(model.path)
     if model.kind == artifact_pb2.ARTIFACT_KIND_SAVED_MODEL:
-        from squeezeflow.modelkit import saved_model_source
+        from squeezeflow.modelkit import keras_saved_model, saved_model_source
 
-        return saved_model_source.open_saved_model(model.path, signature)
+        graph = saved_model_source.open_saved_model(model.path, signature)
+        return graph if as_graph else keras_saved_model.as_keras(graph)
     kind = artifact_pb2.ArtifactKind.Name(model.kind).removeprefix("ARTIFACT_KIND_")
     raise SqueezeflowError(
         "UNSUPPORTED_INPUT",

@@ -139,7 +139,8 @@ def _check_model(spec: jobs_pb2.JobSpec, description: model_pb2.ModelDescription
 
 
 def _is_keras(description: model_pb2.ModelDescription) -> bool:
-    return description.artifact.kind in _KERAS_KINDS
+    # A SavedModel has layers where tf_keras saved it and its signature is the model's forward pass.
+    return description.artifact.kind in _KERAS_KINDS or bool(description.layers)
 
 
 def _unsupported(description: model_pb2.ModelDescription) -> dict[str, str]:

@@ -35,12 +35,12 @@ class Opened:
     began: float
 
 
-def open_inputs(inputs: StepInputs, report: Report) -> Opened:
-    """Opens model and data. Errors: those of opening a model, DATA_MISMATCH."""
+def open_inputs(inputs: StepInputs, report: Report, *, as_graph: bool) -> Opened:
+    """Opens model and data; `as_graph`: a SavedModel stays one. Errors: those of opening a model, DATA_MISMATCH."""
     threads.limit(inputs.threads)
     began = time.perf_counter()
     report(0.0, "loading")
-    source = open_source(inputs.model, inputs.signature)
+    source = open_source(inputs.model, inputs.signature, as_graph=as_graph)
     return Opened(source, data.bind(inputs, source.contract), began)
 
 

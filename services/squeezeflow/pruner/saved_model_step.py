@@ -1,7 +1,7 @@
 """The frame of a step that changes the kernels of a SavedModel at once: read, change, write again, prove.
 
-A SavedModel has no layers: the kernels are the variables that matrix products and convolutions of the signature read,
-and their names are chosen by patterns as layers' names are.
+A SavedModel, whatever wrote it, is a graph here, without layers: the kernels are the variables that matrix products and
+convolutions of the signature read, and their names are chosen by patterns as layers' names are.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def at_once(method: Method[Any], seed: int, inputs: StepInputs, opened: Opened, 
     changed = time.perf_counter()
 
     report(0.6, "proving")
-    saved = open_source(written, source.contract.signature)
+    saved = open_source(written, source.contract.signature, as_graph=True)
     outputs = saved.predict(samples)
     in_memory = saved_model.predict_with(source, values, samples)
     before, found = (

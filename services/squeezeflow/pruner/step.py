@@ -14,8 +14,8 @@ def run(method: Method[Any], inputs: StepInputs, report: Report) -> StepOutputs:
 
     Errors: those of opening a model, and of `keras_step` and `saved_model_step`.
     """
-    opened = keras_step.open_inputs(inputs, report)
     params = method.params
+    opened = keras_step.open_inputs(inputs, report, as_graph=params.one_shot)
     if not params.one_shot:
         return keras_step.fine_tuned(method, params.fine_tune, inputs, opened, report)
     at_once = saved_model_step.at_once if opened.source.model is None else keras_step.at_once

@@ -12,6 +12,7 @@ from tests.unit.orchestrator.builders import (
     candidate_names,
     cluster,
     convert,
+    description,
     export,
     nodes_of,
     plan_of,
@@ -23,7 +24,8 @@ from tests.unit.orchestrator.builders import (
 )
 
 from squeezeflow.core.errors import SqueezeflowError
-from squeezeflow.orchestrator.plan import BENCHMARK, EVALUATE, DataFacts, Plan
+from squeezeflow.orchestrator.plan import BENCHMARK, EVALUATE, DataFacts, Plan, make_plan
+from squeezeflow.orchestrator.recipes import resolve
 from squeezeflow.v1 import artifact_pb2, jobs_pb2, technique_pb2
 
 NO_TEST = DataFacts(train=True, calibration=True)
@@ -183,6 +185,14 @@ def test_a_saved_model_is_not_exported_as_keras() -> None:
     with pytest.raises(SqueezeflowError, match="SavedModel") as caught:
         plan_of(spec, ALL_DATA, kind=artifact_pb2.ARTIFACT_KIND_SAVED_MODEL)
     assert caught.value.reason == "UNSUPPORTED_INPUT"
+
+
+def test_a_saved_model_with_keras_layers_is_exported_as_keras() -> None:
+    spec = spec_of("dynamic", exports=[{"format": "FORMAT_KERAS"}])
+    described = description(artifact_pb2.ARTIFACT_KIND_SAVED_MODEL)
+    described.layers.add(name="dense")
+    plan = make_plan(spec, resolve(spec), described, ALL_DATA)
+    assert all("keras" in candidate.exports for candidate in plan.candidates)
 
 
 def refused_nodes(plan: Plan, technique: str) -> list[str | None]:

@@ -40,16 +40,17 @@ def trainable(source: Source, technique: str, bound: BoundData | None = None) ->
         technique: what wants to train it, for the message.
         bound: real samples to compare the twin on, besides random ones.
 
-    Errors: UNSUPPORTED_INPUT for a SavedModel, UNSUPPORTED_LAYER naming a layer that has no twin, OUTPUT_MISMATCH,
-    NON_FINITE_OUTPUT where the model gave no numbers before.
+    Errors: UNSUPPORTED_INPUT for a SavedModel that is a graph, saying why, UNSUPPORTED_LAYER naming a layer that has no
+    twin, OUTPUT_MISMATCH, NON_FINITE_OUTPUT where the model gave no numbers before.
     """
     if source.keras is not None:
         return source
     if source.model is None:
         raise SqueezeflowError(
             "UNSUPPORTED_INPUT",
-            f"{technique} trains Keras models, this one is a {source.format} without layers: give the .keras or .h5 "
-            "file that it was exported from",
+            f"{technique} trains Keras models, this one is a {source.format} without layers"
+            f"{f' ({source.why_graph})' if source.why_graph else ''}: give the .keras or .h5 file that it was exported "
+            "from",
             metadata={"format": source.format},
         )
     twin = KerasSource(
