@@ -348,3 +348,51 @@ def edit_metadata(source: Path, target: Path, change: Any) -> Path:
         node.metadata = json.dumps(config)
     (target / "keras_metadata.pb").write_bytes(metadata.SerializeToString())
     return target
+
+
+def free_size_file(folder: Path, *, name: str = "free.keras") -> Path:
+    """Writes a tf_keras classifier of 3 classes for images of any height and width, 3 channels, input `image`."""
+    import tf_keras
+
+    tf_keras.utils.set_random_seed(7)
+    layers = tf_keras.layers
+    inputs = tf_keras.Input((None, None, 3), name="image")
+    x = layers.Conv2D(8, 3, strides=2, activation="relu", name="conv")(inputs)
+    x = layers.DepthwiseConv2D(3, padding="same", activation="relu", name="depthwise")(x)
+    x = layers.Conv2D(64, 3, activation="relu", name="wide")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return save(tf_keras.Model(inputs, layers.Dense(3, activation="softmax", name="label")(x)), folder / name)
+
+
+def attention_file(folder: Path, *, name: str = "attention.keras") -> Path:
+    """Writes a tf_keras sequence classifier of 4 classes with both kinds of attention, input `steps` (12, 16)."""
+    import tf_keras
+
+    tf_keras.utils.set_random_seed(7)
+    layers = tf_keras.layers
+    inputs = tf_keras.Input((12, 16), name="steps")
+    x = layers.Dense(32, activation="relu", name="embed")(inputs)
+    heads = layers.MultiHeadAttention(2, 16, name="heads")(x, x)
+    x = layers.Add(name="skip")([x, heads])
+    x = layers.Attention(name="attention")([x, x])
+    x = layers.Dense(32, activation="relu", name="mixed")(layers.GlobalAveragePooling1D(name="pool")(x))
+    return save(tf_keras.Model(inputs, layers.Dense(4, activation="softmax", name="label")(x)), folder / name)
+
+
+def many_kinds_file(folder: Path, *, name: str = "many_kinds.keras") -> Path:
+    """Writes a tf_keras model of every common kernel: ids and an image in, class (3) and number out, a shared layer."""
+    import tf_keras
+
+    tf_keras.utils.set_random_seed(7)
+    layers = tf_keras.layers
+    ids, image = tf_keras.Input((10,), dtype="int32", name="ids"), tf_keras.Input((8, 8, 2), name="image")
+    words = layers.Conv1D(16, 3, activation="relu", name="words")(layers.Embedding(50, 16, name="table")(ids))
+    pixels = layers.SeparableConv2D(16, 3, activation="relu", name="separable")(image)
+    pixels = layers.Conv2DTranspose(8, 3, strides=2, activation="relu", name="up")(pixels)
+    pixels = layers.Conv2D(16, 3, activation="relu", name="pixels")(pixels)
+    volume = layers.Conv3D(8, (3, 3, 2), activation="relu", name="volume")(layers.Reshape((8, 8, 2, 1))(image))
+    shared = layers.Dense(16, activation="relu", name="shared")
+    parts = [shared(layers.GlobalAveragePooling1D()(words)), shared(layers.GlobalAveragePooling2D()(pixels))]
+    x = layers.Concatenate(name="parts")([*parts, layers.GlobalAveragePooling3D()(volume)])
+    outputs = [layers.Dense(3, activation="softmax", name="kind")(x), layers.Dense(1, name="number")(x)]
+    return save(tf_keras.Model([ids, image], outputs), folder / name)

@@ -37,7 +37,7 @@ def run(
     """Writes what a model gives for every sample of a file."""
     with open_session(settings, output, frozenset({"orchestrator", "inference"})) as session:
         session.wait_for("inference")
-        contract = contract_of(session.client, name)
+        contract = contract_of(session.client, name, datasets.shapes(data))
         inputs = datasets.plain_inputs(data, contract, scale=scale, offset=offset)
         raw = _infer(
             session.client, name, {key: quantized(contract, key, value) for key, value in inputs.items()}, contract
@@ -47,11 +47,19 @@ def run(
     return exits.DONE
 
 
-def contract_of(client: Client, name: str) -> contract_pb2.Contract:
-    """Gives the contract of what answers to a name: every answer says it, so one sample of zeros is asked."""
-    metadata = client.model_metadata(name)
-    zeros = {t.name: np.zeros([max(1, axis) for axis in t.shape], _dtype(t.datatype)) for t in metadata.inputs}
+def contract_of(client: Client, name: str, shapes: Mapping[str, Sequence[int]]) -> contract_pb2.Contract:
+    """Gives the contract of what answers to a name: every answer says it, so one sample of zeros is asked.
+
+    Args:
+        shapes: of the arrays that are to be sent, by their names: not every model takes every size along a free axis.
+    """
     from squeezeflow.client import tensors
+
+    metadata = client.model_metadata(name)
+    zeros = {
+        t.name: np.zeros(one_sample(t.shape, shapes.get(t.name) or shapes.get("x") or ()), _dtype(t.datatype))
+        for t in metadata.inputs
+    }
 
     digest = client.infer_raw(tensors.infer_request(name, zeros)).parameters["contract"].string_param
     if not digest:
@@ -60,14 +68,22 @@ def contract_of(client: Client, name: str) -> contract_pb2.Contract:
         return contracts.decode(client.download(digest, Path(folder) / "contract.json"))
 
 
+def one_sample(wanted: Sequence[int], given: Sequence[int]) -> list[int]:
+    """Gives the shape of one sample for a model's shape, with the free axes of what is given."""
+    sizes = [*given[1:], *[1] * len(wanted)]
+    return [axis if axis > 0 else max(1, size) for axis, size in zip(wanted, [1, *sizes], strict=False)]
+
+
 def quantized(contract: contract_pb2.Contract, name: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Gives an input in the file's element type, from the model's."""
     tensor = next(tensor for tensor in contract.inputs if tensor.name == name)
     if not tensor.HasField("quantization"):
         return values.astype(tensor.dtype, copy=False)
     limits = np.iinfo(tensor.dtype)
-    steps = np.round(values / tensor.quantization.scale) + tensor.quantization.zero_point
-    return np.clip(steps, limits.min, limits.max).astype(tensor.dtype)
+    steps = values.astype(np.float64) / tensor.quantization.scale
+    # Half away from zero, as LiteRT's QUANTIZE does and Evaluate with it.
+    rounded = np.trunc(steps + np.copysign(0.5, steps)) + tensor.quantization.zero_point
+    return np.clip(rounded, limits.min, limits.max).astype(tensor.dtype)
 
 
 def dequantized(contract: contract_pb2.Contract, name: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

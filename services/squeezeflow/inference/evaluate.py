@@ -7,7 +7,7 @@ labels are classes or values is told by the data; the first output that has labe
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,9 +96,10 @@ def _open(inputs: StepInputs, dataset: Dataset, model: str, contract: str, role:
 def _count(data: BoundData, most: int) -> tuple[int, list[str]]:
     """Gives how many test samples are measured, and a note where it is not all of them."""
     there = data.count(SPLIT)
+    notes = [f"test samples have {data.sizes(SPLIT)} sizes"] if data.sizes(SPLIT) > 1 else []
     if most and most < there:
-        return most, [f"the first {most} of {there} test samples were used"]
-    return there, []
+        return most, [*notes, f"the first {most} of {there} test samples were used"]
+    return there, notes
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,7 @@ class _Progress:
 def _score(subject: Subject, task: Task, count: int, progress: _Progress) -> tuple[Task, Scores]:
     """Runs a model over the first samples; the first outputs may settle what the task is."""
     labels, outcome = [], []
-    for start in range(0, count, CHUNK):
-        rows = slice(start, min(start + CHUNK, count))
+    for rows in _one_sized(subject.data, count):
         values = subject.runner.invoke(subject.data.inputs(SPLIT, rows))[task.output]
         _require_values(values, rows, subject.role, task.output)
         task = task.settle(values)
@@ -127,6 +127,12 @@ def _score(subject: Subject, task: Task, count: int, progress: _Progress) -> tup
         outcome.append(judged)
         progress(rows.stop)
     return task, Scores(np.concatenate(labels) if task.classes else None, np.concatenate(outcome))
+
+
+def _one_sized(data: BoundData, count: int) -> Iterator[slice]:
+    """Gives the first rows in chunks that fit into one batch each: images of one size."""
+    for start in range(0, count, CHUNK):
+        yield from data.one_sized(SPLIT, start, min(start + CHUNK, count))
 
 
 def _require_values(values: np.ndarray, rows: slice, role: str, output: str) -> None:

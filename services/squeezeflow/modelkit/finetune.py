@@ -83,6 +83,8 @@ def resolve(request: technique_pb2.FineTune, source: Source, bound: BoundData | 
         raise SqueezeflowError(
             "DATA_MISSING", f"fine-tuning needs {missing}: add to the dataset", metadata={"split": "train"}
         )
+    for split in ("train", "validation") if request.patience else ("train",):
+        bound.require_one_size(split, "fine-tuning takes batches of one size, store this split in one")
     losses = choose(_labelled_outputs(source, bound), request, source.compile_config)
     optimizer = choose_optimizer(request, source.compile_config)
     epochs = request.epochs or DEFAULT_EPOCHS

@@ -23,6 +23,8 @@ from squeezeflow.modelkit.source import Source
 from squeezeflow.v1 import contract_pb2, step_pb2
 
 SAMPLES = 32
+# Of other sizes than those 32, where a dataset has several.
+FURTHER_SAMPLES = 16
 GOLDEN_SAMPLES = 4
 GOLDEN_BYTES = 64 << 10
 
@@ -77,6 +79,7 @@ def prove(
     guessed = matching.by_signature(source, file)
     runner = Runner(tflite, guessed, threads=threads)
     contract, outputs = matching.by_value(guessed, runner.invoke, samples, expected)
+    every_expected, every_output, sizes = _at_other_sizes(source, tflite, contract, bound, seed, expected, outputs)
     for tensor in contract.outputs:
         if not tensor.meaning and file.computing_operator(file.output_names[tensor.signature_name]) in PROBABILITY_OPS:
             tensor.meaning = "probabilities"
@@ -85,21 +88,55 @@ def prove(
     zeroed = any(weight.zeros == weight.tensor.size for weight in file.weights)
     proved = invariants.require(
         [
-            invariants.finite(outputs),
+            invariants.finite(every_output),
             invariants.alive(
-                expected,
-                outputs,
+                every_expected,
+                every_output,
                 kernels=file,
                 source_kernels=source.kernels() if zeroed else {},
                 output_steps=steps,
             ),
-            invariants.close(expected, outputs, mode=mode, min_sqnr_db=min_sqnr_db),
+            invariants.close(every_expected, every_output, mode=mode, min_sqnr_db=min_sqnr_db),
         ]
     )
     add_data(contract, bound)
     add_golden_samples(contract, samples, expected)
-    metrics = {**differences(expected, outputs), **accounting(file)}
-    return Proof(contract, proved, metrics, (origin, *file.accounting_notes))
+    metrics = {**differences(every_expected, every_output), **accounting(file)}
+    return Proof(contract, proved, metrics, (origin, *sizes, *file.accounting_notes))
+
+
+def _at_other_sizes(
+    source: Source,
+    tflite: Path,
+    contract: contract_pb2.Contract,
+    bound: BoundData | None,
+    seed: int,
+    expected: Outputs,
+    outputs: Outputs,
+) -> tuple[Outputs, Outputs, tuple[str, ...]]:
+    """Adds what both give for samples of other sizes, where the data has some, and a note that tells how many."""
+    further = bound.further_samples(FURTHER_SAMPLES, seed) if bound else []
+    if not further:
+        return expected, outputs, ()
+    runner = Runner(tflite, contract)
+    count = sum(len(next(iter(samples.values()))) for samples in further)
+    return (
+        _joined([expected, *(source.predict(samples) for samples in further)]),
+        _joined([outputs, *(runner.invoke(samples) for samples in further)]),
+        (f"and on {count} samples of {len(further)} other sizes",),
+    )
+
+
+def _joined(several: Sequence[Outputs]) -> Outputs:
+    """Puts outputs for different samples together; where their sizes differ, pixel after pixel."""
+    joined = {}
+    for name in several[0]:
+        arrays = [outputs[name] for outputs in several]
+        if len({array.shape[1:] for array in arrays}) > 1:
+            channels = {array.shape[-1] for array in arrays}
+            arrays = [array.reshape((-1, *channels) if len(channels) == 1 else -1) for array in arrays]
+        joined[name] = np.concatenate(arrays)
+    return joined
 
 
 def prove_same(source: Source, other: Source, *, bound: BoundData | None, seed: int = 0) -> Proof:

@@ -146,9 +146,11 @@ def _samples(
         }
         for sample in bound.calibration(params.calibration_samples, params.seed)
     ]
-    if bound.count("calibration"):
-        return samples, (f"calibrated on all {len(samples)} samples of calibration",)
-    return samples, (f"calibrated on {len(samples)} samples of train, drawn by seed {params.seed}",)
+    split = "calibration" if bound.count("calibration") else "train"
+    sizes = f" in {bound.sizes(split)} sizes" if bound.sizes(split) > 1 else ""
+    if split == "calibration":
+        return samples, (f"calibrated on all {len(samples)} samples of calibration{sizes}",)
+    return samples, (f"calibrated on {len(samples)} samples of train{sizes}, drawn by seed {params.seed}",)
 
 
 def _closeness(planned: Plan) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.calibrator import Calibrator
+from ai_edge_quantizer.utils import tfl_interpreter_utils
 from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
 from squeezeflow.core.errors import SqueezeflowError
@@ -58,7 +59,7 @@ def quantize(
         rules.add_quantization_config(regex, operation, config, algorithm)
     try:
         # It prints bars and warnings; the log of a step is for what went wrong.
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), _allocated_for(samples[:1], file):
             warnings.simplefilter("ignore")
             ranges = _ranges(source, file, rules, samples, threads) if plan.mode == "int8" else None
             library = quantizer.Quantizer(str(source), rules.get_quantization_recipe())
@@ -66,6 +67,29 @@ def quantize(
     except Exception as error:
         raise refusal(str(error), file) from error
     target.write_bytes(bytes(result.quantized_model))
+
+
+@contextlib.contextmanager
+def _allocated_for(samples: Sequence[Sample], file: TfliteFile) -> Iterator[None]:
+    """Lets the library prepare its interpreters of the float file for a sample, where there is one.
+
+    It takes the shapes of the file otherwise, where a free axis is 1: few convolutions can be prepared for that.
+    """
+    create = tfl_interpreter_utils.create_tfl_interpreter
+
+    def resized(model: Any, **options: Any) -> Any:
+        interpreter = create(model, **{**options, "allocate_tensors": False})
+        for name, index in file.input_names.items():
+            for sample in samples:
+                interpreter.resize_tensor_input(index, sample[name].shape)
+        interpreter.allocate_tensors()
+        return interpreter
+
+    tfl_interpreter_utils.create_tfl_interpreter = resized
+    try:
+        yield
+    finally:
+        tfl_interpreter_utils.create_tfl_interpreter = create
 
 
 def _ranges(source: Path, file: TfliteFile, rules: Any, samples: Sequence[Sample], threads: int) -> Any:

@@ -44,6 +44,8 @@ def calibrate(
             report(0.2 + 0.4 * done / count, "calibrating")
 
     converter.representative_dataset = told
+    split = "calibration" if own else "train"
+    sizes = f" in {bound.sizes(split)} sizes" if bound.sizes(split) > 1 else ""
     if own:
-        return (f"calibrated on all {own} samples of calibration",)
-    return (f"calibrated on {count} samples of train, drawn by seed {params.seed}",)
+        return (f"calibrated on all {own} samples of calibration{sizes}",)
+    return (f"calibrated on {count} samples of train{sizes}, drawn by seed {params.seed}",)

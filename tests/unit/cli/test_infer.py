@@ -27,6 +27,25 @@ def test_inputs_are_rounded_to_the_file_s_steps_and_held_in_its_range(contract):
     np.testing.assert_array_equal(steps, [[-3, -2], [-128, 127]])
 
 
+def test_halves_are_rounded_away_from_zero_as_litert_does(contract):
+    values = np.array([[0.25, -0.25], [0.75, -0.75]], np.float32)
+    np.testing.assert_array_equal(infer.quantized(contract, "x", values), [[-2, -4], [-1, -5]])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "expected"),
+    [
+        ([-1, -1, -1, 3], (8, 20, 24, 3), [1, 20, 24, 3]),
+        ([-1, -1, -1, 1], (8, 20, 24), [1, 20, 24, 1]),
+        ([4, 12], (8, 12), [4, 12]),
+        ([-1, -1], (), [1, 1]),
+        ([-1], (9,), [1]),
+    ],
+)
+def test_the_contract_is_asked_with_a_sample_of_the_size_that_is_to_be_sent(wanted, given, expected):
+    assert infer.one_sample(wanted, given) == expected
+
+
 def test_float_inputs_go_as_they_are(contract):
     contract.inputs[0].ClearField("quantization")
     contract.inputs[0].dtype = "float32"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from squeezeflow.core.datasets.parts import Parts
 from squeezeflow.core.datasets.reading import Array, StoredArray, mismatch, place
 from squeezeflow.v1 import contract_pb2
 
@@ -24,27 +25,25 @@ class Targets:
 
     output: contract_pb2.TensorContract
     kind: str
-    arrays: Mapping[str, StoredArray]
+    arrays: Mapping[str, Parts]
 
     def rows(self, split: str, rows: slice | Array) -> Array:
         """Gives class ids as int64 without a channel axis, one-hot rows and values as float32 in the output's shape."""
-        values = np.asarray(self.arrays[split].values[rows])
         rank = len(self.output.shape)
-        if self.kind == CLASS_IDS:
-            return _with_rank(values, max(1, rank - 1)).astype(np.int64)
-        return _with_rank(values, rank).astype(np.float32)
+        wanted, dtype = (max(1, rank - 1), np.int64) if self.kind == CLASS_IDS else (rank, np.float32)
+        return self.arrays[split].read(rows, lambda _, values: _with_rank(values, wanted).astype(dtype))
 
 
-def bind_targets(output: contract_pb2.TensorContract, arrays: Mapping[str, StoredArray]) -> Targets:
+def bind_targets(output: contract_pb2.TensorContract, arrays: Mapping[str, Parts]) -> Targets:
     """Decides what the labels of an output are, from all its splits, and checks every label.
 
     Errors: DATA_MISMATCH for shapes and dtypes that are none of the three, ids out of range, NaN and infinity, and
     splits that do not agree.
     """
-    kinds = {split: _kind(output, stored) for split, stored in arrays.items()}
+    kinds = {stored.name: _kind(output, stored) for parts in arrays.values() for stored in parts.arrays}
     found = set(kinds.values())
     if CLASS_IDS in found and len(found) > 1 and _units(output) != 1:
-        pairs = ", ".join(f"{arrays[split].name} holds {kind}" for split, kind in kinds.items())
+        pairs = ", ".join(f"{name} holds {kind}" for name, kind in kinds.items())
         raise mismatch(
             f"labels of output {output.name} differ in kind ({pairs}): store all splits alike", output=output.name
         )
