@@ -1,8 +1,8 @@
 """One fine-tuning in a fresh process: `python fits.py ours|script TECHNIQUE MODEL DATA` prints the seconds of an epoch.
 
-`ours` runs the technique as a worker's child does; `script` is the same fit written with TFMOT and tf_keras alone;
-TECHNIQUE is `plain` (scripts only), `prune`, `cluster-16`, `cluster-256` or `train_quantized`. The first epoch traces
-and is left out; of the others the quickest counts, since whatever else runs can only slow one down.
+`ours` runs the technique as a worker's child does, with a checkpoint every second; `script` is the same fit with TFMOT
+and tf_keras alone; TECHNIQUE is `plain` (scripts only), `prune`, `cluster-16`, `cluster-256` or `train_quantized`. The
+first epoch traces and is left out; of the others the quickest counts, since whatever else runs can only slow one down.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ THREADS = len(os.sched_getaffinity(0))
 
 def ours(technique: str, model: Path, data: Path) -> list[float]:
     """Gives the seconds of every epoch but the first, as the step reports them."""
-    from squeezeflow.core.step import ArtifactPath, StepInputs
+    from squeezeflow.core.step import ArtifactPath, Checkpoint, StepInputs
     from squeezeflow.pruner import cluster, prune
     from squeezeflow.quantizer import train_quantized
     from squeezeflow.v1 import artifact_pb2, technique_pb2
@@ -52,6 +52,7 @@ def ours(technique: str, model: Path, data: Path) -> list[float]:
             },
             workdir=Path(workdir),
             threads=THREADS,
+            checkpoint=Checkpoint(Path(workdir) / "state", seconds=1.0),
         )
         run(params, inputs, report)
     return [ended[epoch] - ended[epoch - 1] for epoch in range(2, EPOCHS + 1)]

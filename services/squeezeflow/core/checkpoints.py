@@ -1,12 +1,14 @@
 """The states of fits that were not finished, one object an action, so that another process can go on with them.
 
 A checkpoint is the best effort of a worker that may die at any time: it is replaced as a whole, it is read by whoever
-runs the same action next, and it never decides a result, only how long it takes.
+runs the same action next, and it never decides a result, only how long it takes. Whoever ends an action removes its
+checkpoint; what nobody could remove (its worker died, and no job asked again) is swept away when it is a day old.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +19,10 @@ from squeezeflow.core.tenants import tenant_prefix
 
 # A state holds the weights up to four times: as they are, two moments of the optimizer, those of the best epoch.
 MOST_BYTES = 4 << 30
+# A fit that lives renews its checkpoint every few minutes; one that waits for a worker is called again within hours.
+LEFTOVER = timedelta(days=1)
+# Looked at in one sweep: one call of `list`, and at most so many of `stat`.
+SWEPT = 50
 
 
 class Checkpoints:
@@ -62,6 +68,20 @@ class Checkpoints:
     def delete(self, action: str) -> None:
         """Removes the checkpoint of an action; there need not be one."""
         self._store.delete(self._key(action))
+
+    def sweep(self, action: str) -> list[str]:
+        """Removes checkpoints that were not renewed for as long as `LEFTOVER`, and gives their actions.
+
+        Looks at `SWEPT` of them, those after an action's own: keys are digests, so every one has its turn.
+        """
+        oldest = datetime.now(UTC) - LEFTOVER
+        removed = []
+        for key in self._store.list(self._prefix, start_after=self._key(action), limit=SWEPT):
+            found = self._store.stat(key)
+            if found is not None and found.modified < oldest:
+                self._store.delete(key)
+                removed.append(key.removeprefix(self._prefix))
+        return removed
 
     def _key(self, action: str) -> str:
         return f"{self._prefix}{check_digest(action)}"

@@ -35,7 +35,7 @@ class ServiceConfig:
         max_queued_steps: steps that wait; one more is refused as OVERLOADED.
         linger_seconds: how long a step goes on after its last watcher left.
         step_wall_seconds, step_memory_mib: limits of one step.
-        checkpoint_seconds: least time between two checkpoints of a fit; 0: one every epoch.
+        checkpoint_seconds: least time between two checkpoints of a fit, inside epochs too; 0: one at every epoch's end.
         shutdown_seconds: how long running calls may take to end after SIGTERM.
         stop_on_stdin_eof: stop when standard input closes: the process that started us is gone.
         reuse_port: bind a port that the starting process holds reserved.

@@ -34,13 +34,15 @@ class Checkpoint:
 
     Attributes:
         path: the one file. When it exists as the step begins, it is the state of an earlier run of the same action.
-        seconds: least time between two writes of it; 0: as often as there is something to keep.
+        seconds: least time between two writes of it; 0: at the end of every epoch.
         saved: to be called when the file was replaced, as a whole, by a newer state.
+        action: digest of the action; the state of another one is not taken up.
     """
 
     path: Path
     seconds: float = 0.0
     saved: Callable[[], None] = lambda: None
+    action: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ TechniqueRun = Callable[[Any, StepInputs, Report], StepOutputs]
 
 def encode_request(entry: str, params: Message, inputs: StepInputs) -> dict[str, Any]:
     """Gives the JSON payload for `execute`; `entry` is `module:function` of a `TechniqueRun`."""
+    kept = inputs.checkpoint
     return {
         "entry": entry,
         "params_module": type(params).__module__,
@@ -120,7 +123,7 @@ def encode_request(entry: str, params: Message, inputs: StepInputs) -> dict[str,
         "scale": inputs.scale,
         "offset": inputs.offset,
         "threads": inputs.threads,
-        "checkpoint": [str(inputs.checkpoint.path), inputs.checkpoint.seconds] if inputs.checkpoint else None,
+        "checkpoint": [str(kept.path), kept.seconds, kept.action] if kept else None,
     }
 
 
@@ -165,8 +168,8 @@ def execute(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -
         report(dict(news))
 
     if payload["checkpoint"] is not None:
-        path, seconds = payload["checkpoint"]
-        inputs = replace(inputs, checkpoint=Checkpoint(Path(path), seconds, saved))
+        path, seconds, action = payload["checkpoint"]
+        inputs = replace(inputs, checkpoint=Checkpoint(Path(path), seconds, saved, action))
 
     began = time.perf_counter()
     run: TechniqueRun = getattr(importlib.import_module(module), function)

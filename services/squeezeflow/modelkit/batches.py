@@ -7,6 +7,7 @@ the same batches in the same order for the same seed, so the size of the data ne
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, count, repeat
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ def fit_batches(
     whole: bool = False,
     shuffle_seed: int | None = None,
     first_epoch: int = 0,
+    first_batch: int = 0,
     memory_bytes: int = MEMORY_BYTES,
 ) -> tf.data.Dataset:
     """Gives batches of (inputs, labels) of a split; the last one may be shorter.
@@ -41,6 +43,7 @@ def fit_batches(
         whole: leave out the samples that do not fill a batch.
         shuffle_seed: another order every epoch, the same ones for the same seed; None keeps the order.
         first_epoch: which epoch the first iteration is, from 0.
+        first_batch: where in it the first iteration begins; it is told as long as the others, for so `fit` counts.
         memory_bytes: converted arrays up to this size are held in memory.
     """
     every = rows is None
@@ -56,20 +59,20 @@ def fit_batches(
             batch_size=batch_size,
             shuffle_seed=shuffle_seed,
             first_epoch=first_epoch,
+            first_batch=first_batch,
         )
         packed = read.map(lambda x, y: pack(_named(x, contract.inputs), _named(y, contract.outputs)))
         return packed.take(len(rows) // batch_size) if whole else packed
     held = slice(None) if every else rows
-    inputs = {name: tf.constant(array) for name, array in bound.inputs(split, held).items()}
-    labels = {name: tf.constant(array) for name, array in bound.targets(split, held).items()}
+    inputs, labels = _tensors(bound.inputs(split, held)), _tensors(bound.targets(split, held))
 
     def gather(chosen: tf.Tensor) -> Any:
         x = {name: tf.gather(array, chosen) for name, array in inputs.items()}
         y = {name: tf.gather(array, chosen) for name, array in labels.items()}
         return pack(x, y)
 
-    order = _orders(len(rows), shuffle_seed, first_epoch).unbatch().batch(batch_size, drop_remainder=whole)
-    batches = order.map(gather).prefetch(2)
+    order = _orders(len(rows), shuffle_seed, first_epoch, first_batch * batch_size)
+    batches = order.unbatch().batch(batch_size, drop_remainder=whole).map(gather).prefetch(2)
     steps = len(rows) // batch_size if whole else -(-len(rows) // batch_size)
     return batches.apply(tf.data.experimental.assert_cardinality(steps))
 
@@ -79,16 +82,27 @@ def output_keys(model: Any) -> list[str]:
     return sorted(model.output) if isinstance(model.output, dict) else list(model.output_names)
 
 
-def _orders(count: int, seed: int | None, first_epoch: int) -> tf.data.Dataset:
+def first_labels(model: Any, bound: BoundData, contract: contract_pb2.Contract, split: str) -> Any:
+    """Gives the labels of one sample in the structure that `fit` takes."""
+    first = slice(0, 1)
+    _, labels = _packer(model, contract)(_tensors(bound.inputs(split, first)), _tensors(bound.targets(split, first)))
+    return labels
+
+
+def _orders(rows: int, seed: int | None, first_epoch: int, first_row: int) -> tf.data.Dataset:
     """Gives the row order of one epoch an iteration, the ones that `data.tf_dataset` takes."""
     if seed is None:
-        return tf.data.Dataset.from_tensors(tf.range(count, dtype=tf.int64))
-    epochs = iter(range(first_epoch, 1 << 62))
+        return tf.data.Dataset.from_tensors(tf.range(rows, dtype=tf.int64))
+    epochs, starts = count(first_epoch), chain([first_row], repeat(0))
 
     def generate() -> Any:
-        yield np.random.default_rng([seed, next(epochs)]).permutation(count)
+        yield np.random.default_rng([seed, next(epochs)]).permutation(rows)[next(starts) :]
 
-    return tf.data.Dataset.from_generator(generate, output_signature=tf.TensorSpec((count,), tf.int64))
+    return tf.data.Dataset.from_generator(generate, output_signature=tf.TensorSpec((None,), tf.int64))
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
+    return {name: tf.constant(array) for name, array in arrays.items()}
 
 
 def _named(given: Any, tensors: Sequence[contract_pb2.TensorContract]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain, count, repeat
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ def tf_dataset(
     batch_size: int,
     shuffle_seed: int | None = None,
     first_epoch: int = 0,
+    first_batch: int = 0,
 ) -> tf.data.Dataset:
     """Gives batches of (inputs, targets) for `fit`, read as they are needed.
 
@@ -71,6 +73,7 @@ def tf_dataset(
         batch_size: the last batch may be shorter.
         shuffle_seed: another order every epoch, the same ones for the same seed; None keeps the order.
         first_epoch: which epoch the first iteration is, from 0.
+        first_batch: where in it the first iteration begins; it is told as long as the others, for so `fit` counts.
     """
     several_in, several_out = len(contract.inputs) > 1, len(contract.outputs) > 1
 
@@ -80,15 +83,15 @@ def tf_dataset(
     def read(chosen: Rows) -> Any:
         return plain(bound.inputs(split, chosen), several_in), plain(bound.targets(split, chosen), several_out)
 
-    epochs = iter(range(first_epoch, 1 << 62))
+    epochs, starts = count(first_epoch), chain([first_batch * batch_size], repeat(0))
 
     def generate() -> Iterator[Any]:
         order = rows
         if shuffle_seed is not None:
             order = np.random.default_rng([shuffle_seed, next(epochs)]).permutation(rows)
-        for start in range(0, len(order), batch_size):
+        for start in range(next(starts), len(order), batch_size):
             yield read(order[start : start + batch_size])
 
     signature = tf.nest.map_structure(lambda a: tf.TensorSpec((None, *a.shape[1:]), a.dtype), read(rows[:1]))
     batches = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    return batches.apply(tf.data.experimental.assert_cardinality(-(-len(rows) // batch_size))).prefetch(2)
+    return batches.prefetch(2).apply(tf.data.experimental.assert_cardinality(-(-len(rows) // batch_size)))

@@ -22,11 +22,11 @@ class EpochSeeds(tf_keras.callbacks.Callback):
 
     def __init__(self, generators: list[tf.random.Generator], seed: int) -> None:
         super().__init__()
-        self._generators, self._seed = generators, seed
+        self.generators, self._seed = generators, seed
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Sets every generator."""
-        for index, generator in enumerate(self._generators):
+        for index, generator in enumerate(self.generators):
             drawn = np.random.default_rng([self._seed, epoch, index]).integers(1 << 62)
             generator.reset_from_seed(int(drawn))
 

@@ -25,6 +25,7 @@ from squeezeflow.modelkit.checkpoints import CheckpointWriter
 from squeezeflow.modelkit.early_stopping import EarlyStopping, Watch, watch_rows
 from squeezeflow.modelkit.epoch_seeds import epoch_seeds
 from squeezeflow.modelkit.fit_progress import FitProgress
+from squeezeflow.modelkit.fit_variables import FitVariables, build_figures
 from squeezeflow.modelkit.losses import LabelledOutput, OutputLoss, choose, op_activation
 from squeezeflow.modelkit.optimizers import choose_optimizer, make_optimizer
 from squeezeflow.modelkit.pointwise import without_strides
@@ -149,7 +150,8 @@ def fit(
             technique is not done yet with the model (a sparsity that still grows).
 
     The result depends on the arguments other than `checkpoint` alone: a fit that goes on from a checkpoint, in another
-    process too, gives the weights of one that was never interrupted, bit for bit. Checkpoints are of epoch ends.
+    process too, gives the weights of one that was never interrupted, bit for bit. Checkpoints are of any batch, or of
+    epoch ends only where the model holds state that cannot be kept, which is said when a fit goes on.
 
     Errors: NON_FINITE_OUTPUT naming the epoch, as soon as the loss is not finite.
     """
@@ -157,39 +159,44 @@ def fit(
     _compile(model, training, keys)
     # Before anything is traced: a train function that makes these variables is traced twice, a resumed one never would.
     model.optimizer.build(model.trainable_variables)
-    state, notes = checkpoints.resume(model, checkpoint)
-    done = state.epoch if state else 0
-    stopping = None
-    if training.patience:
-        stopping = EarlyStopping(
-            patience=training.patience,
-            min_delta=training.min_delta,
-            first_epoch=max(1, math.ceil(stoppable_after_step / training.steps_per_epoch)),
-            watch=state.watch if state else Watch(),
-        )
-    train, validation = _batches(model, training, source, bound, first_epoch=done)
-    progress = FitProgress(report, training.epochs, training.steps_per_epoch, span=span, names=_log_names(model, keys))
-    writer = CheckpointWriter(checkpoint, training.epochs, stopping, state.history if state else {})
+    build_figures(model, batches.first_labels(model, bound, source.contract, "train"))
     with without_strides(model), epoch_seeds(model, training.seed) as seeds:
-        model.fit(
-            train,
-            initial_epoch=training.epochs if state and state.ended else done,
-            epochs=training.epochs,
-            validation_data=validation,
-            verbose=0,
-            callbacks=[seeds, *callbacks, progress, *([stopping] if stopping else []), writer],
-        )
+        variables = FitVariables(model, seeds.generators)
+        length = {"epochs": training.epochs, "steps": training.steps_per_epoch}
+        state, notes = checkpoints.resume(checkpoint, variables, **length)
+        done, batch = (state.epoch, state.batch) if state else (0, 0)
+        stopping = None
+        if training.patience:
+            stopping = EarlyStopping(
+                patience=training.patience,
+                min_delta=training.min_delta,
+                first_epoch=max(1, math.ceil(stoppable_after_step / training.steps_per_epoch)),
+                watch=state.watch if state else Watch(),
+            )
+        train, validation = _batches(model, training, source, bound, first_epoch=done, first_batch=batch)
+        progress = FitProgress(report, **length, span=span, names=_log_names(model, keys))
+        writer = CheckpointWriter(checkpoint, variables, **length, stopping=stopping, state=state)
+        first = training.epochs if state and state.ended else done
+        with checkpoints.beginning_at(model, first, batch):
+            model.fit(
+                train,
+                initial_epoch=first,
+                epochs=training.epochs,
+                validation_data=validation,
+                verbose=0,
+                callbacks=[seeds, *callbacks, progress, *([stopping] if stopping else []), writer],
+            )
     epochs = len(writer.history["loss"])
     if stopping:
         notes.append(stopping.restore(model, epoch=epochs, epochs=training.epochs))
     figures = ", ".join(
         f"{progress.name_of(name)} {values[0]:.4g} → {values[-1]:.4g}" for name, values in writer.history.items()
     )
-    return [f"training figures, first → last of {epochs} epochs: {figures}", *notes]
+    return [f"training figures, first → last of {epochs} epochs: {figures}", *notes, *writer.notes(resumed=bool(state))]
 
 
 def _batches(
-    model: tf_keras.Model, training: Training, source: Source, bound: BoundData, *, first_epoch: int
+    model: tf_keras.Model, training: Training, source: Source, bound: BoundData, *, first_epoch: int, first_batch: int
 ) -> tuple[tf.data.Dataset, tf.data.Dataset | None]:
     """Gives the batches to fit, and those to validate with."""
     batched = partial(
@@ -200,7 +207,8 @@ def _batches(
         batch_size=training.batch_size,
         whole=training.whole_batches,
     )
-    shuffled = partial(batched, split="train", shuffle_seed=training.seed, first_epoch=first_epoch)
+    begin = {"first_epoch": first_epoch, "first_batch": first_batch}
+    shuffled = partial(batched, split="train", shuffle_seed=training.seed, **begin)
     if training.patience:
         rows = bound.fit_rows(training.seed)
         return shuffled(rows=rows.train), batched(split=rows.validation_split, rows=rows.validation)

@@ -21,7 +21,7 @@ class FitProgress(tf_keras.callbacks.Callback):
 
     Args:
         report: where to.
-        epochs, steps_per_epoch: length of the fit.
+        epochs, steps: epochs of the fit, and batches of one.
         span: the part of the step's fraction that the fit covers.
         names: prefixes of Keras figure names → the ones to report.
     """
@@ -29,16 +29,16 @@ class FitProgress(tf_keras.callbacks.Callback):
     def __init__(
         self,
         report: Report,
-        epochs: int,
-        steps_per_epoch: int,
         *,
+        epochs: int,
+        steps: int,
         span: tuple[float, float],
         names: Mapping[str, str],
     ) -> None:
         super().__init__()
         # Keras would otherwise turn the figures of every batch into numpy, which waits for the batch.
         self._supports_tf_logs = True
-        self._report, self._epochs, self._steps = report, epochs, steps_per_epoch
+        self._report, self._epochs, self._steps = report, epochs, steps
         self._span, self._names = span, dict(names)
         self._epoch = 0
         self._last = -math.inf

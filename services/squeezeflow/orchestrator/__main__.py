@@ -16,6 +16,7 @@ from squeezeflow.orchestrator.checks import Checks
 from squeezeflow.orchestrator.dbos_engine import DbosEngine
 from squeezeflow.orchestrator.documents import JobDocuments
 from squeezeflow.orchestrator.jobs import Jobs
+from squeezeflow.orchestrator.leftovers import Leftovers
 from squeezeflow.orchestrator.service import JobsService
 from squeezeflow.orchestrator.settings import Settings
 from squeezeflow.orchestrator.settings import load as load_settings
@@ -34,7 +35,7 @@ async def run(config: ServiceConfig, settings: Settings) -> None:
     gone = settings.worker_gone_seconds
     checks = Checks(store, workers, settings.workers["converter"], scratch, wait_seconds=min(30.0, gone))
     caller = Caller(workers, settings.workers, Patience(unavailable_seconds=gone))
-    jobs = Jobs(engine, caller, checks, JobDocuments(store))
+    jobs = Jobs(engine, caller, checks, JobDocuments(store), Leftovers(store))
     mounts = [
         Mount("squeezeflow.v1.Jobs", add_JobsServicer_to_server, JobsService(jobs)),
         Mount("squeezeflow.v1.Artifacts", add_ArtifactsServicer_to_server, ArtifactsService(store, scratch)),

@@ -18,6 +18,7 @@ from squeezeflow.orchestrator.checks import Checks
 from squeezeflow.orchestrator.documents import JobDocuments, new_id
 from squeezeflow.orchestrator.engine import Durable, Engine, RunCancelled, RunState
 from squeezeflow.orchestrator.keeper import keep_document, put_for_certain
+from squeezeflow.orchestrator.leftovers import Leftovers
 from squeezeflow.orchestrator.live import LiveJob
 from squeezeflow.orchestrator.plan import Node, make_plan
 from squeezeflow.orchestrator.recipes import resolve
@@ -38,11 +39,14 @@ _READERS = 16  # documents of a page that are read at the same time
 class Jobs:
     """All jobs of all tenants."""
 
-    def __init__(self, engine: Engine, caller: Caller, checks: Checks, documents: JobDocuments) -> None:
+    def __init__(
+        self, engine: Engine, caller: Caller, checks: Checks, documents: JobDocuments, leftovers: Leftovers
+    ) -> None:
         self._engine = engine
         self._caller = caller
         self._checks = checks
         self._documents = documents
+        self._leftovers = leftovers
         self._live: dict[str, LiveJob] = {}
         self._restored = asyncio.Event()
         self._closing = False
@@ -162,6 +166,7 @@ class Jobs:
             # Nobody else will: a run that waits to be taken up again is not taken up any more.
             live.end(Ending(cancelling=True, ended=time.time()))
             await put_for_certain(self._documents, tenant, live.job())
+            await self._leftovers.remove(live, self._live.values())
             self._live.pop(live.record.key, None)
         return live.job()
 
@@ -184,6 +189,8 @@ class Jobs:
             await keeper
         finally:
             keeper.cancel()
+            if live.final:
+                await self._leftovers.remove(live, self._live.values())
             live.settled.set()
             if live.final:
                 self._live.pop(record.key, None)
@@ -233,6 +240,7 @@ class Jobs:
             lost = errors_pb2.Error(reason="INTERNAL", message="the engine gave the job up: submit it again")
             left.end(Ending(ended=time.time(), error=None if run.state is RunState.CANCELLED else lost))
             document = left.job()
+            await self._leftovers.remove(left, self._live.values())
         await asyncio.to_thread(self._documents.put, tenant, document)
         return document
 

@@ -1,7 +1,9 @@
 """Takes the state of a fit from the child's folder to the store while it trains, and away again when it is done.
 
 A checkpoint outlives what another run could overcome (a killed worker, a crash, a limit, a watcher that left) and
-nothing else: not a result, not a refusal, not a caller who cancelled.
+nothing else: not a result, not a refusal, not a caller who cancelled. Whoever calls decides whether there is another
+run: the orchestrator removes the checkpoints of every job that has ended. What is left over all the same (its worker
+was killed and no job called it) is swept away by later steps of the tenant.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class StepCheckpoint:
                 log.info("%s goes on from a checkpoint", self._action[:12])
         except SqueezeflowError as error:
             log.warning("the checkpoint of %s cannot be read: %s", self._action[:12], error)
-        return Checkpoint(self._path, self._seconds)
+        return Checkpoint(self._path, self._seconds, action=self._action)
 
     def look(self, news: dict[str, Any]) -> None:
         """Starts an upload when the child's news say that there is a newer state; one at a time, the newest counts."""
@@ -74,15 +76,23 @@ class StepCheckpoint:
             self._upload = asyncio.create_task(self._put())
 
     async def settle(self, *, forget: bool) -> None:
-        """Waits for an upload that is under way; removes the checkpoint where no run shall take it up again."""
+        """Waits for an upload that is under way; removes the checkpoint where no run shall take it up again.
+
+        Old ones of other actions, that nobody will take up, are removed too.
+        """
         self._stored = self._written  # what is not under way yet is not begun
         if self._upload is not None:
             await self._upload
-        if forget:
-            try:
-                await asyncio.to_thread(self._checkpoints.delete, self._action)
-            except SqueezeflowError as error:
-                log.warning("the checkpoint of %s cannot be removed: %s", self._action[:12], error)
+        await asyncio.to_thread(self._tidy, forget)
+
+    def _tidy(self, forget: bool) -> None:
+        try:
+            if forget:
+                self._checkpoints.delete(self._action)
+            for action in self._checkpoints.sweep(self._action):
+                log.info("the checkpoint of %s was left over and is removed", action[:12])
+        except SqueezeflowError as error:
+            log.warning("the checkpoint of %s cannot be removed: %s", self._action[:12], error)
 
     async def _put(self) -> None:
         while self._stored < self._written and self._path is not None:

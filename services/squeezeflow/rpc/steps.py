@@ -7,7 +7,6 @@ result. Calling again with the same request never does the work twice. No servic
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import shutil
 import tempfile
@@ -26,16 +25,16 @@ from squeezeflow.core.actions import Action, ActionCache
 from squeezeflow.core.artifacts import Artifacts
 from squeezeflow.core.canonical import fill_defaults
 from squeezeflow.core.config import ServiceConfig
-from squeezeflow.core.contracts import encode
 from squeezeflow.core.errors import SqueezeflowError
-from squeezeflow.core.sandbox import ChildResult, Limits, Sandbox
+from squeezeflow.core.sandbox import Limits, Sandbox
 from squeezeflow.core.step import StepInputs, encode_request
 from squeezeflow.core.store import Store
 from squeezeflow.rpc.checkpointing import OVERCOME, StepCheckpoint
 from squeezeflow.rpc.errors import RETRY_AFTER
 from squeezeflow.rpc.running import RunningStep
+from squeezeflow.rpc.step_files import fetch_artifacts, progress_of, store_outputs
 from squeezeflow.rpc.tenant import current_tenant
-from squeezeflow.v1 import artifact_pb2, contract_pb2, step_pb2
+from squeezeflow.v1 import step_pb2
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +244,16 @@ class StepRunner:
         artifacts = self.artifacts(tenant)
         began = time.perf_counter()
         running.progress(step_pb2.StepProgress(stage="fetching"))
-        inputs = await asyncio.to_thread(self._fetch, artifacts, action, call, folder)
+        paths = await asyncio.to_thread(fetch_artifacts, artifacts, action.inputs, folder)
+        (folder / "work").mkdir()
+        inputs = StepInputs(
+            artifacts=paths,
+            workdir=folder / "work",
+            signature=call.signature,
+            scale=tuple(call.scale),
+            offset=tuple(call.offset),
+            threads=self._config.step_threads,
+        )
         if checkpoint is not None:
             inputs = replace(inputs, checkpoint=await checkpoint.fetch(folder / "checkpoint"))
         fetched = time.perf_counter()
@@ -253,7 +261,7 @@ class StepRunner:
         def heard(news: dict[str, Any]) -> None:
             if checkpoint is not None:
                 checkpoint.look(news)
-            running.progress(_progress(news))
+            running.progress(progress_of(news))
 
         child = await self._sandbox.run(
             "squeezeflow.core.step:execute",
@@ -263,64 +271,13 @@ class StepRunner:
         )
         ran = time.perf_counter()
         running.progress(step_pb2.StepProgress(fraction=1.0, stage="storing"))
-        result = await asyncio.to_thread(_store_outputs, artifacts, child, folder)
+        result = await asyncio.to_thread(store_outputs, artifacts, child, folder)
         result.action = action.digest
         result.peak_memory_mib = child.peak_memory_mib
         result.seconds["fetch"] = fetched - began
         result.seconds["child"] = ran - fetched
         result.seconds["store"] = time.perf_counter() - ran
         return result
-
-    def _fetch(self, artifacts: Artifacts, action: Action, call: StepCall, folder: Path) -> StepInputs:
-        paths = {}
-        for role, digest in action.inputs.items():
-            (folder / role).mkdir()
-            paths[role] = artifacts.fetch(digest, folder / role)
-        (folder / "work").mkdir()
-        return StepInputs(
-            artifacts=paths,
-            workdir=folder / "work",
-            signature=call.signature,
-            scale=tuple(call.scale),
-            offset=tuple(call.offset),
-            threads=self._config.step_threads,
-        )
-
-
-def _progress(news: dict[str, Any]) -> step_pb2.StepProgress:
-    progress = step_pb2.StepProgress(
-        fraction=float(news.get("fraction", 0)),
-        stage=str(news.get("stage", "")),
-        epoch=int(news.get("epoch", 0)),
-        metrics={str(name): float(value) for name, value in dict(news.get("metrics") or {}).items()},
-    )
-    if news.get("eta_seconds") is not None:
-        progress.eta.FromMilliseconds(int(float(news["eta_seconds"]) * 1000))
-    return progress
-
-
-def _store_outputs(artifacts: Artifacts, child: ChildResult, folder: Path) -> step_pb2.StepResult:
-    """Stores what the child made and gives its result; the child is not trusted with paths outside its folder."""
-    result = step_pb2.StepResult.FromString(base64.b64decode(child.value["result"]))
-    if child.value["artifact"] is not None:
-        kind, text = child.value["artifact"]
-        result.artifact.CopyFrom(artifacts.write(kind, _inside(folder, text)))
-    if child.value["logs"] is not None:
-        logs = _inside(folder, child.value["logs"])
-        result.logs.CopyFrom(artifacts.write(artifact_pb2.ARTIFACT_KIND_LOGS, logs))
-    if child.value["contract"] is not None:
-        contract = contract_pb2.Contract.FromString(base64.b64decode(child.value["contract"]))
-        path = folder / "contract.json"
-        path.write_bytes(encode(contract))
-        result.contract = artifacts.write(artifact_pb2.ARTIFACT_KIND_CONTRACT, path).digest
-    return result
-
-
-def _inside(folder: Path, text: str) -> Path:
-    path = Path(text).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise SqueezeflowError("INTERNAL", f"the technique gave {path}, which is outside its folder")
-    return path
 
 
 class TechniqueRequest(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,24 @@ def test_too_large_a_state_is_refused_and_the_older_one_stays(
     assert refusal.value.reason == "QUOTA_EXCEEDED"
     assert kept.fetch(ACTION, tmp_path / "fetched")
     assert (tmp_path / "fetched").read_bytes() == b"fits"
+
+
+def test_a_sweep_removes_what_nobody_renewed_and_looks_at_a_few_only(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, path = Checkpoints(store, "default"), tmp_path / "state"
+    path.write_bytes(b"left")
+    actions = [digit * 64 for digit in "0123456789"]
+    for action in actions:
+        kept.put(action, path)
+    Checkpoints(store, "other").put(actions[5], path)
+    assert kept.sweep(actions[0]) == []
+    old = time.time() - checkpoints.LEFTOVER.total_seconds() - 60
+    for left in (tmp_path / "store" / "tenants").glob("*/checkpoints/*"):
+        os.utime(left, (old, old))
+    kept.put(actions[7], path)
+    monkeypatch.setattr(checkpoints, "SWEPT", 4)
+    assert kept.sweep(actions[4]) == [actions[5], actions[6], actions[8]]
+    assert kept.sweep(actions[6]) == [actions[9]]
+    assert store.list("tenants/other/") == [f"tenants/other/checkpoints/{actions[5]}"]
+    assert len(store.list("tenants/default/")) == 6

@@ -81,3 +81,21 @@ def test_every_epoch_has_another_order_and_every_row_once(tmp_path: Path) -> Non
     assert rows(split="train", shuffle_seed=5) == [first, second]
     assert rows(split="train", shuffle_seed=6) != [first, second]
     assert rows(split="validation") == [ROWS[:, 0].tolist()] * 2
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["all samples", "whole batches"])
+@pytest.mark.parametrize("memory", [1 << 20, 0], ids=["memory", "disk"])
+def test_an_epoch_goes_on_inside_of_it_with_the_batches_that_are_left(tmp_path: Path, memory: int, whole: bool) -> None:
+    built = model()
+    contract = keras_source.of_model(built).contract
+    labels = {"y.one_train": np.arange(7) % 3, "y.two_train": np.arange(7) % 2}
+    data = bound(tmp_path, contract, a_train=ROWS, b_train=-ROWS, **labels)
+    options: dict[str, Any] = {"split": "train", "batch_size": 2, "whole": whole, "shuffle_seed": 5}
+    all_of_it = fit_batches(built, data, contract, **options, memory_bytes=memory)
+    epochs = [list(all_of_it.as_numpy_iterator()) for _ in range(3)]
+    rest = fit_batches(built, data, contract, **options, first_epoch=1, first_batch=2, memory_bytes=memory)
+    steps = len(rest)
+    assert steps == len(epochs[0]) == (3 if whole else 4)
+    left = rest.as_numpy_iterator()
+    np.testing.assert_equal([next(left) for _ in range(steps - 2)], epochs[1][2:])
+    np.testing.assert_equal(list(rest.as_numpy_iterator()), epochs[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from squeezeflow.core.datasets import BoundData, Dataset
 from squeezeflow.core.step import Checkpoint
-from squeezeflow.modelkit import checkpoints, finetune, keras_source
+from squeezeflow.modelkit import checkpoints, finetune, fit_progress, fit_state, keras_source
 from squeezeflow.v1 import technique_pb2
 
 RNG = np.random.default_rng(7)
@@ -44,6 +45,25 @@ def plain() -> Any:
     return [layers.Flatten(), layers.Dense(16, activation="relu", name="first")]
 
 
+def stateful() -> Any:
+    """A layer whose state goes from one batch to the next, and is in no list of weights."""
+    from tf_keras import layers
+
+    return [layers.SimpleRNN(4, stateful=True, dropout=0.2)]
+
+
+def drawing() -> Any:
+    """Draws by an operation of TensorFlow, which counts its draws where nothing reads them."""
+    import tensorflow as tf
+    from tf_keras import layers
+
+    class Noise(layers.Layer):
+        def call(self, inputs: Any) -> Any:
+            return inputs + 0.1 * tf.random.normal(tf.shape(inputs))
+
+    return [layers.Flatten(), Noise(), layers.Dense(16, activation="relu", name="first")]
+
+
 def wider() -> Any:
     from tf_keras import layers
 
@@ -55,7 +75,8 @@ def source_of(make: Callable[[], Any]) -> Any:
 
     tf_keras.utils.set_random_seed(3)
     outputs = tf_keras.layers.Dense(2, activation="softmax", name="y")
-    return keras_source.of_model(tf_keras.Sequential([tf_keras.Input((6, 4), name="x"), *make(), outputs]))
+    inputs = tf_keras.Input((6, 4), name="x", batch_size=16 if make is stateful else None)
+    return keras_source.of_model(tf_keras.Sequential([inputs, *make(), outputs]))
 
 
 def unwrapped(model: Any, steps: int) -> tuple[Any, list[Any], int]:
@@ -76,12 +97,6 @@ def too_early(model: Any, steps: int) -> tuple[Any, list[Any], int]:
     return *pruned(model, steps)[:2], 0
 
 
-def quantized(model: Any, steps: int) -> tuple[Any, list[Any], int]:
-    import tensorflow_model_optimization as tfmot
-
-    return tfmot.quantization.keras.quantize_model(model), [], 0
-
-
 @pytest.fixture(scope="module")
 def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("arrays") / "data.npz"
@@ -96,6 +111,7 @@ def fit(
     *,
     checkpoint: Checkpoint | None = None,
     die_after: int = 0,
+    report: Any = lambda *told, **more: None,
     **options: Any,
 ) -> tuple[list[np.ndarray], list[str], Any]:
     """Fits, or dies after some epochs; gives the weights, the notes and the source's model."""
@@ -108,7 +124,8 @@ def fit(
 
     source = source_of(make)
     bound: BoundData = Dataset.open(arrays).bind(source.contract)
-    request = technique_pb2.FineTune(**{"epochs": 4, "batch_size": 20, "seed": 4, "learning_rate": 0.01, **options})
+    size = 16 if make is stateful else 20
+    request = technique_pb2.FineTune(**{"epochs": 4, "batch_size": size, "seed": 4, "learning_rate": 0.01, **options})
     training = finetune.resolve(request, source, bound)
     finetune.seed_everything(training)
     model, callbacks, end = wrap(source.keras, training.steps)
@@ -117,7 +134,7 @@ def fit(
         training,
         source,
         bound,
-        lambda *told, **more: None,
+        report,
         callbacks=[*callbacks, Dies()],
         checkpoint=checkpoint,
         stoppable_after_step=end,
@@ -125,28 +142,108 @@ def fit(
     return model.get_weights(), notes, source.keras
 
 
+@pytest.fixture
+def every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets checkpoints take all the time they want."""
+    monkeypatch.setattr(checkpoints, "MOST_SHARE", 1e9)
+
+
+def dying(path: Path, after: int) -> Checkpoint:
+    """Gives a checkpoint that is written after every batch, and the end of the process after one of them."""
+    written = count(1)
+
+    def saved() -> None:
+        if next(written) == after:
+            raise Killed
+
+    return Checkpoint(path, 1e-9, saved)
+
+
+@pytest.mark.usefixtures("every_batch")
 @pytest.mark.parametrize(
-    ("make", "wrap", "options"),
+    ("make", "wrap", "options", "places"),
     [
-        pytest.param(noisy, unwrapped, {"optimizer": "nadam"}, id="random layers"),
-        pytest.param(plain, pruned, {"patience": 2}, id="pruning, early stopping"),
-        pytest.param(plain, quantized, {"optimizer": "sgd"}, id="quantization-aware"),
+        pytest.param(noisy, unwrapped, {"optimizer": "nadam"}, [(2, 0), (2, 3)], id="random layers"),
+        pytest.param(stateful, unwrapped, {"optimizer": "rmsprop"}, [(1, 4)], id="states of recurrent layers"),
+        pytest.param(plain, pruned, {"patience": 2}, [(2, 3)], id="pruning, early stopping"),
     ],
 )
 def test_a_resumed_fit_gives_the_bits_of_an_uninterrupted_one(
-    tmp_path: Path, arrays: Path, make: Any, wrap: Wrap, options: dict[str, Any]
+    tmp_path: Path,
+    arrays: Path,
+    make: Any,
+    wrap: Wrap,
+    options: dict[str, Any],
+    places: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    saved: list[int] = []
-    whole, notes, _ = fit(arrays, make, wrap, **options)
-    checkpoint = Checkpoint(tmp_path / "state", saved=lambda: saved.append(1))
+    monkeypatch.setattr(fit_progress, "INTERVAL_SECONDS", 0.0)
+    told: list[Any] = []
+
+    def report(fraction: float, stage: str, *, epoch: int, metrics: Any, **more: Any) -> None:
+        told.append((fraction, epoch, metrics))
+
+    whole, notes, _ = fit(arrays, make, wrap, report=report, **options)
+    all_told, steps = list(told), len(told) // 4 - 1  # every batch is told, and every epoch
+    for epoch, batch in places:
+        state = tmp_path / f"{epoch}-{batch}"
+        with pytest.raises(Killed):
+            fit(arrays, make, wrap, checkpoint=dying(state, epoch * steps + batch), **options)
+        told.clear()
+        again = Checkpoint(state, seconds=1000)
+        resumed, said, _ = fit(arrays, make, wrap, checkpoint=again, report=report, **options)
+        assert [array.tobytes() for array in resumed] == [array.tobytes() for array in whole]
+        place = f"batch {batch} of epoch {epoch + 1}" if batch else f"epoch {epoch}"
+        assert sorted(said) == sorted([*notes, f"resumed from {place}: an earlier run of this step was interrupted"])
+        assert told == all_told[epoch * (steps + 1) + batch :]
+    assert {path.name for path in tmp_path.iterdir()} == {f"{epoch}-{batch}" for epoch, batch in places}
+
+
+@pytest.mark.usefixtures("every_batch")
+def test_state_that_no_checkpoint_holds_keeps_checkpoints_to_the_ends_of_epochs(tmp_path: Path, arrays: Path) -> None:
     with pytest.raises(Killed):
-        fit(arrays, make, wrap, checkpoint=checkpoint, die_after=2, **options)
-    assert len(saved) == 2
-    resumed, told, _ = fit(arrays, make, wrap, checkpoint=checkpoint, **options)
-    assert [array.tobytes() for array in resumed] == [array.tobytes() for array in whole]
-    again = "resumed from epoch 2: an earlier run of this step was interrupted"
-    assert sorted(told) == sorted([*notes, again])
-    assert not (tmp_path / "state.part").exists()
+        fit(arrays, drawing, checkpoint=dying(tmp_path / "state", 2))
+    assert fit_state.read(tmp_path / "state").describe() == "epoch 2"
+    _, notes, _ = fit(arrays, drawing, checkpoint=Checkpoint(tmp_path / "state"))
+    assert any(note.endswith("holds all that it depends on: the operation RandomStandardNormal") for note in notes)
+    _, notes, _ = fit(arrays, drawing, checkpoint=Checkpoint(tmp_path / "other"))
+    assert not any("operation" in note for note in notes)
+
+
+@pytest.mark.usefixtures("every_batch")
+def test_checkpoints_at_every_batch_trace_nothing_anew(tmp_path: Path, arrays: Path) -> None:
+    _, _, model = fit(arrays, plain)
+    traced = model.train_function.experimental_get_tracing_count()
+    _, _, model = fit(arrays, plain, checkpoint=Checkpoint(tmp_path / "state", 1e-9))
+    assert model.train_function.experimental_get_tracing_count() == traced
+
+
+def test_checkpoints_take_a_small_share_of_the_time(tmp_path: Path, arrays: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(checkpoints, "MOST_SHARE", 1e-9)
+    written: list[str] = []
+
+    def saved() -> None:
+        written.append(fit_state.read(tmp_path / "state").describe())
+
+    fit(arrays, plain, checkpoint=Checkpoint(tmp_path / "state", 1e-9, saved))
+    assert written == ["batch 1 of epoch 1"]
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_no_training(tmp_path: Path, arrays: Path) -> None:
+    whole, notes, _ = fit(arrays, plain, epochs=2)
+    weights, told, _ = fit(arrays, plain, checkpoint=Checkpoint(tmp_path / "gone" / "state"), epochs=2)
+    assert [array.tobytes() for array in weights] == [array.tobytes() for array in whole]
+    assert told == [*notes, "a checkpoint could not be written: No such file or directory"]
+
+
+def test_a_checkpoint_of_another_step_or_of_a_longer_fit_is_not_used(tmp_path: Path, arrays: Path) -> None:
+    whole, _, _ = fit(arrays, plain, epochs=2)
+    fit(arrays, plain, checkpoint=Checkpoint(tmp_path / "state", action="a" * 64), epochs=3)
+    for why, action in (("it is of another step", "b"), ("it is of a longer fit", "a")):
+        checkpoint = Checkpoint(tmp_path / "state", seconds=1000, action=action * 64)
+        weights, notes, _ = fit(arrays, plain, checkpoint=checkpoint, epochs=2)
+        assert notes[-1] == f"the checkpoint of an earlier run was not used, {why}: the fit began anew"
+        assert [array.tobytes() for array in weights] == [array.tobytes() for array in whole]
 
 
 def test_a_fit_that_had_ended_is_not_trained_again(tmp_path: Path, arrays: Path) -> None:
@@ -195,7 +292,7 @@ def test_a_damaged_or_foreign_checkpoint_is_not_used_and_said(tmp_path: Path, ar
     for damaged in (state[:-1], state[:200] + b"\1" + state[201:], b"", b"x" * 500):
         checkpoint.path.write_bytes(damaged)
         with pytest.raises(ValueError, match="damaged"):
-            checkpoints.read(checkpoint.path)
+            fit_state.read(checkpoint.path)
     weights, notes, _ = fit(arrays, plain, checkpoint=Checkpoint(checkpoint.path, seconds=1000), epochs=2)
     assert notes[-1] == "the checkpoint of an earlier run was not used, it is damaged: the fit began anew"
     assert [array.tobytes() for array in weights] == [array.tobytes() for array in whole]

@@ -18,6 +18,7 @@ from squeezeflow.orchestrator.calls import Call, Listener
 from squeezeflow.orchestrator.checks import Findings
 from squeezeflow.orchestrator.documents import JobDocuments
 from squeezeflow.orchestrator.jobs import Jobs
+from squeezeflow.orchestrator.leftovers import Leftovers
 from squeezeflow.orchestrator.record import Accepted, Outcome
 from squeezeflow.orchestrator.report import CANCELLED, FAILED, FINAL, QUEUED, RUNNING, SUCCEEDED
 from squeezeflow.v1 import jobs_pb2, step_pb2
@@ -85,8 +86,9 @@ class Desk:
         self.engine = MemoryEngine(before.engine if before else None)
         self.caller = FakeCaller()
         self.checks = FakeChecks()
-        self.documents = FlakyDocuments(open_store(f"dir:{folder / 'store'}"))
-        parts: list[Any] = [self.engine, self.caller, self.checks, self.documents]
+        self.store = open_store(f"dir:{folder / 'store'}")
+        self.documents = FlakyDocuments(self.store)
+        parts: list[Any] = [self.engine, self.caller, self.checks, self.documents, Leftovers(self.store)]
         self.jobs = Jobs(*parts)
 
     async def create(self, *recipes: str, tenant: str = "default", **fields: Any) -> jobs_pb2.Job:
@@ -327,3 +329,89 @@ async def test_who_watches_is_sent_away_when_the_process_stops(tmp_path: Path) -
     with pytest.raises(SqueezeflowError) as caught:
         await asyncio.wait_for(watching, 20)
     assert caught.value.reason == "WORKER_UNAVAILABLE"
+
+
+MINE = "tenants/default/checkpoints/" + "a" * 64  # of every step that the caller plays
+KEPT = ["tenants/default/checkpoints/" + "b" * 64, "tenants/other/checkpoints/" + "a" * 64]
+
+
+def leave_checkpoints(desk: Desk) -> None:
+    """Plays a worker that died in the middle of a training: its own checkpoint, and some that are not the job's."""
+    for key in (MINE, *KEPT):
+        desk.store.put_bytes(key, b"state")
+
+
+def checkpoints(desk: Desk) -> list[str]:
+    return [key for key in desk.store.list("tenants/") if "/checkpoints/" in key]
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["done", "failed"])
+async def test_a_job_that_ended_leaves_no_checkpoint_and_takes_none_of_others(desk: Desk, fails: bool) -> None:
+    if fails:
+        desk.caller.fails["prune"] = failed("CHILD_CRASHED", "SIGSEGV")
+    let_go = desk.caller.hold("prune")
+    job = await desk.create("prune")
+    await desk.caller.until_called("prune")
+    leave_checkpoints(desk)
+    let_go.set()
+    await desk.settled(job.id)
+    assert checkpoints(desk) == KEPT
+
+
+async def test_steps_that_do_not_train_have_no_checkpoints_to_remove(desk: Desk) -> None:
+    leave_checkpoints(desk)
+    await desk.settled((await desk.create("dynamic")).id)
+    assert checkpoints(desk) == [MINE, *KEPT]
+
+
+async def test_a_checkpoint_that_another_job_trains_on_goes_with_the_last_of_them(desk: Desk) -> None:
+    desk.caller.hold("prune")
+    jobs = [await desk.create("prune") for _ in range(2)]
+    await until(lambda: sum(call.technique == "prune" for call in desk.caller.calls) == 2)
+    leave_checkpoints(desk)
+    for job, left in zip(jobs, ([MINE, *KEPT], KEPT), strict=True):
+        await desk.jobs.cancel("default", job.id)
+        assert (await desk.ended(job.id)).state == CANCELLED
+        await until(lambda job=job: f"default:{job.id}" not in desk.jobs._live)
+        assert checkpoints(desk) == left
+
+
+async def test_a_job_that_ends_after_a_restart_leaves_no_checkpoint(tmp_path: Path) -> None:
+    async with orchestrator(tmp_path) as first:
+        first.caller.hold("prune")
+        jobs = [await first.create("prune") for _ in range(2)]
+        await until(lambda: sum(call.technique == "prune" for call in first.caller.calls) == 2)
+        leave_checkpoints(first)
+    async with orchestrator(tmp_path, first) as second:
+        await second.settled(jobs[0].id)
+        await second.settled(jobs[1].id)
+        assert checkpoints(second) == KEPT
+
+
+async def test_what_a_cancelled_job_left_goes_when_its_document_is_put_right(tmp_path: Path) -> None:
+    async with orchestrator(tmp_path) as first:
+        first.caller.hold("prune")
+        job = await first.create("prune")
+        await first.caller.until_called("prune")
+        await until(lambda: first.documents.get("default", job.id) is not None)
+        first.documents.away = True
+        await first.jobs.cancel("default", job.id)
+    leave_checkpoints(first)
+    async with orchestrator(tmp_path, first) as second:
+        assert (await second.jobs.get("default", job.id)).state == CANCELLED
+        assert checkpoints(second) == KEPT
+
+
+async def test_a_store_that_is_away_does_not_keep_a_job_from_its_end(
+    desk: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    let_go = desk.caller.hold("prune")
+    job = await desk.create("prune")
+    await desk.caller.until_called("prune")
+    leave_checkpoints(desk)
+    folder = tmp_path / "store" / "tenants" / "default" / "checkpoints"
+    folder.rename(tmp_path / "moved")
+    folder.symlink_to(folder)  # whatever is asked of it fails
+    let_go.set()
+    await desk.settled(job.id)
+    assert "were not removed" in caplog.text
