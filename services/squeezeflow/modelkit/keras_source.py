@@ -155,6 +155,10 @@ class KerasSource:
         """Gives a fresh TFLiteConverter of the model's one signature."""
         return self._served.converter()
 
+    def graph(self) -> Any:
+        """Gives the trace as a GraphDef."""
+        return self._served.function.graph.as_graph_def()
+
     def kernels(self) -> dict[str, np.ndarray]:
         """Gives the weights by name."""
         names = naming.unique([getattr(weight, "path", weight.name) for weight in self.model.weights])

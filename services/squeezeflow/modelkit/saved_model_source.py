@@ -232,10 +232,14 @@ class SavedModelSource:
             weakref.finalize(self, rmtree, self._fixed_folder, ignore_errors=True)
         return self._fixed_folder
 
+    def graph(self) -> Any:
+        """Gives the chosen signature as a GraphDef."""
+        return self._function.graph.as_graph_def()
+
     def kernels(self) -> dict[str, np.ndarray]:
         """Gives the variables by name, and the constants of the graph and its functions."""
         found = {variable.name: variable.numpy() for variable in self._function.variables}
-        graph = self._function.graph.as_graph_def()
+        graph = self.graph()
         for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
             for node in nodes:
                 if node.op == "Const" and len(node.attr["value"].tensor.tensor_shape.dim) > 1:

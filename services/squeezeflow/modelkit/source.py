@@ -54,6 +54,9 @@ class Source(Protocol):
     def converter(self) -> Any:
         """Gives a fresh TFLiteConverter of the model's one signature."""
 
+    def graph(self) -> Any:
+        """Gives what `converter` converts as a GraphDef, with its functions."""
+
     def kernels(self) -> dict[str, np.ndarray]:
         """Gives the weights by name, and for a SavedModel its constants too."""
 

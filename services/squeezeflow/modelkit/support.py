@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from squeezeflow.modelkit import layer_kernels
+from squeezeflow.modelkit import layer_kernels, unrolled
 
 # TFMOT has no entry for the one that is left out (its PruneRegistry).
 PRUNED_KERNELS = {name: kernels for name, kernels in layer_kernels.KERNELS.items() if name != "Conv1DTranspose"}
@@ -22,7 +22,6 @@ _KILLS_CALIBRATION = frozenset({"GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLS
 _WITHOUT_INT16 = {
     "Conv3D": "CONV_3D",
     "Conv3DTranspose": "CONV_3D_TRANSPOSE",
-    "LSTM": "UNIDIRECTIONAL_SEQUENCE_LSTM",
     "ELU": "ELU",
     "PReLU": "PRELU",
     "ThresholdedReLU": "GREATER",
@@ -55,14 +54,15 @@ def quantize_reason(layer: Any) -> str:
         return unconvertible
     inner = getattr(layer, "forward_layer", None) or getattr(layer, "layer", None) or layer
     name = type(inner).__name__
-    unrolled = getattr(inner, "unroll", False)
-    if (name in _KILLS_CALIBRATION or (name == "LSTM" and _is_keras3(inner))) and not unrolled:
-        return (
-            f"int8 and int16x8: calibrating the loop of {name} kills the converter; use dynamic, or save it with "
-            "unroll=True"
-        )
+    looping = name in _KILLS_CALIBRATION or name == "LSTM"
+    if looping and not getattr(inner, "unroll", False):
+        obstacle = unrolled.reason(layer if hasattr(layer, "forward_layer") else inner)
+        if obstacle and (name != "LSTM" or _is_keras3(inner)):
+            return f"int8 and int16x8: calibrating the loop of {name} kills the converter; {obstacle}, or use dynamic"
+        if obstacle:
+            return f"int16x8: there is no int16 kernel for UNIDIRECTIONAL_SEQUENCE_LSTM; {obstacle}, or use int8"
     operator = _operator_without_int16(inner)
-    if operator and not unrolled:
+    if operator:
         return f"int16x8: there is no int16 kernel for {operator}, which {name} becomes; use int8"
     return ""
 

@@ -9,7 +9,7 @@ from squeezeflow.core.step import ArtifactPath, Report, StepInputs, StepOutputs
 from squeezeflow.core.tflite import TfliteFile
 from squeezeflow.modelkit import clustered, conversion, data, proof, pruned, threads
 from squeezeflow.modelkit.source import open_source
-from squeezeflow.quantizer import calibration, checks, modes
+from squeezeflow.quantizer import calibration, checks, modes, unrolling
 from squeezeflow.v1 import artifact_pb2, technique_pb2
 
 
@@ -37,7 +37,10 @@ def run_converter(params: technique_pb2.Quantize, inputs: StepInputs, report: Re
     bound = data.bind(inputs, source.contract)
     loaded = time.perf_counter()
 
-    converter = source.converter()
+    prepared = unrolling.Prepared(source)
+    if mode.calibrated and bound is not None:
+        prepared = unrolling.prepare(source, mode=mode.name, bound=bound, workdir=inputs.workdir, report=report)
+    converter = prepared.source.converter()
     modes.configure(converter, params)
     told: tuple[str, ...] = ()
     if mode.calibrated:
@@ -47,7 +50,7 @@ def run_converter(params: technique_pb2.Quantize, inputs: StepInputs, report: Re
     if params.sparse_encoding:
         told += conversion.convert_sparse(converter, target)
     else:
-        conversion.convert(converter, target)
+        prepared.convert(converter, target)
     converted = time.perf_counter()
 
     report(0.8, "proving")
@@ -68,6 +71,7 @@ def run_converter(params: technique_pb2.Quantize, inputs: StepInputs, report: Re
         contract=proved.contract,
         metrics=proved.metrics,
         invariants=(*proved.invariants, *kept),
-        notes=(*source.notes, *(bound.notes if bound else ()), *told, *notes, *proved.notes),
+        layers=prepared.layers,
+        notes=(*source.notes, *(bound.notes if bound else ()), *prepared.told(target), *told, *notes, *proved.notes),
         seconds={"load": loaded - began, "convert": converted - loaded, "prove": time.perf_counter() - converted},
     )

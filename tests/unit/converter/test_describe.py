@@ -86,10 +86,16 @@ def test_a_saved_model_says_what_works_at_once_without_layers(tmp_path: Path) ->
 
 
 def test_a_layer_that_int8_cannot_take_says_so(tmp_path: Path) -> None:
+    import tf_keras
+
     found = described(models.recurrent_file(tmp_path, cell="GRU"))
     layer = next(layer for layer in found.layers if layer.name == "cell")
-    assert "kills the converter" in reasons(layer.techniques)["quantize"]
+    assert reasons(layer.techniques)["quantize"] == ""
     assert reasons(layer.techniques)["prune"] == ""
+    free = tf_keras.Sequential([tf_keras.Input((None, 3)), tf_keras.layers.GRU(5, name="cell")])
+    found = described(models.save(free, tmp_path / "free.keras"))
+    (layer,) = (layer for layer in found.layers if layer.name == "cell")
+    assert "kills the converter; its number of steps is not known" in reasons(layer.techniques)["quantize"]
 
 
 def test_an_old_hdf5_file_is_described() -> None:

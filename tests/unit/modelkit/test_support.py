@@ -9,7 +9,7 @@ import pytest
 from squeezeflow.modelkit import layers, support
 
 
-def built(layer: Any, *shape: int) -> Any:
+def built(layer: Any, *shape: int | None) -> Any:
     import tf_keras
 
     inputs = tf_keras.Input(shape)
@@ -72,21 +72,35 @@ def test_layers_of_keras_3_are_pruned_as_those_of_tf_keras() -> None:
 
 
 @pytest.mark.parametrize(
-    ("class_name", "options", "reason"),
+    ("class_name", "options", "steps", "reason"),
     [
-        ("GRU", {"units": 2}, "kills the converter"),
-        ("GRU", {"units": 2, "unroll": True}, ""),
-        ("SimpleRNN", {"units": 2}, "kills the converter"),
-        ("LSTM", {"units": 2, "unroll": True}, ""),
+        ("GRU", {"units": 2}, 4, ""),
+        ("GRU", {"units": 2}, None, "kills the converter; its number of steps is not known"),
+        ("GRU", {"units": 2}, 300, "kills the converter; it takes"),
+        ("GRU", {"units": 2, "unroll": True}, 4, ""),
+        ("SimpleRNN", {"units": 2}, None, "kills the converter"),
+        ("LSTM", {"units": 2}, 4, ""),
+        ("LSTM", {"units": 2}, None, "no int16 kernel for UNIDIRECTIONAL_SEQUENCE_LSTM; its number of steps"),
+        ("LSTM", {"units": 2, "unroll": True}, 4, ""),
     ],
 )
-def test_what_kills_the_calibrator_is_known_before(class_name: str, options: dict[str, Any], reason: str) -> None:
+def test_what_cannot_be_unrolled_is_known_before(
+    class_name: str, options: dict[str, Any], steps: int | None, reason: str
+) -> None:
     import tf_keras
 
-    layer = built(getattr(tf_keras.layers, class_name)(**options), 4, 3)
+    layer = built(getattr(tf_keras.layers, class_name)(**options), steps, 3)
     assert reason in support.quantize_reason(layer)
-    wrapped = built(tf_keras.layers.Bidirectional(getattr(tf_keras.layers, class_name)(**options)), 4, 3)
-    assert bool(support.quantize_reason(wrapped)) == bool(reason)
+    wrapped = built(tf_keras.layers.Bidirectional(getattr(tf_keras.layers, class_name)(**options)), steps, 3)
+    assert reason in support.quantize_reason(wrapped)
+    assert bool(support.quantize_reason(layer)) == bool(support.quantize_reason(wrapped)) == bool(reason)
+
+
+def test_convolutions_that_loop_cannot_be_unrolled() -> None:
+    import tf_keras
+
+    layer = built(tf_keras.layers.ConvLSTM2D(1, 2), 2, 4, 4, 1)
+    assert "kills the converter; ConvLSTM2D does not unroll" in support.quantize_reason(layer)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +109,8 @@ def test_what_kills_the_calibrator_is_known_before(class_name: str, options: dic
         ("LayerNormalization", {}, (4,), "SQUARED_DIFFERENCE"),
         ("Dense", {"units": 2, "activation": "elu"}, (4,), "ELU"),
         ("Conv3D", {"filters": 2, "kernel_size": 2}, (4, 4, 4, 1), "CONV_3D"),
-        ("LSTM", {"units": 2}, (4, 3), "UNIDIRECTIONAL_SEQUENCE_LSTM"),
-        ("LSTM", {"units": 2, "unroll": True}, (4, 3), ""),
+        ("GRU", {"units": 2, "activation": "elu"}, (4, 3), "ELU"),
+        ("GRU", {"units": 2, "activation": "elu", "unroll": True}, (4, 3), "ELU"),
         ("Embedding", {"input_dim": 4, "output_dim": 2}, (3,), "CAST"),
         ("Dense", {"units": 2, "activation": "gelu"}, (4,), ""),
     ],
