@@ -97,6 +97,7 @@ def main(folder: Path) -> None:
     single_operators(maker)
     integer_modes(maker)
     clustered(maker)
+    several_graphs(maker)
 
 
 def networks(maker: Maker) -> None:
@@ -148,7 +149,8 @@ def recurrent(maker: Maker) -> None:
     even, same = layers.Input((6, 4), batch_size=1), layers.LSTM(16, name="lstm")
     model = maker.keras.Model(even, layers.Dense(3)(same(even)))
     kernel, recurrent_kernel, bias = same.get_weights()
-    kernel[np.abs(kernel) < np.quantile(np.abs(kernel), SPARSITY)] = 0
+    # The quantile is one of the 256 values.
+    kernel[np.abs(kernel) <= np.quantile(np.abs(kernel), SPARSITY)] = 0
     same.set_weights([kernel, recurrent_kernel, bias])
     np.save(maker.folder / "lstm_even_kernel.npy", kernel)
     for mode in ("float32", "int8"):
@@ -248,6 +250,25 @@ def integer_modes(maker: Maker) -> None:
         for key, value in values.items():
             setattr(converter, key, value)
         maker.write(name, converter, "int8", [(1, 12, 12, 3)])
+
+
+def several_graphs(maker: Maker) -> None:
+    """A condition; two signatures that share a matrix; a variable that is kept from call to call."""
+    tf = maker.tf
+    matrix = tf.constant(maker.random.normal(size=(4, 3)).astype("f"))
+    maker.function("branch", lambda x: tf.cond(tf.reduce_sum(x) > 0, lambda: tf.sin(x), lambda: x * 2), [1, 4])
+    module = tf.Module()
+    module.sum = tf.Variable(tf.zeros((1, 4)), name="sum")
+    spec = [tf.TensorSpec([1, 4], tf.float32, "x")]
+    module.plain = tf.function(lambda x: {"y": x @ matrix}, input_signature=spec)
+    module.twice = tf.function(lambda x: {"y": x @ matrix * 2, "z": tf.tanh(x)}, input_signature=spec)
+    module.add = tf.function(lambda x: {"y": module.sum.assign_add(x) @ matrix}, input_signature=spec)
+    for name, keys in (("signatures", ["plain", "twice"]), ("counting", ["add"])):
+        folder = str(maker.folder / name)
+        tf.saved_model.save(module, folder, signatures={key: getattr(module, key) for key in keys})
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=keys)
+        converter.experimental_enable_resource_variables = name == "counting"
+        (maker.folder / f"{name}.tflite").write_bytes(converter.convert())
 
 
 if __name__ == "__main__":

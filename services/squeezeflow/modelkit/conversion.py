@@ -20,6 +20,7 @@ from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.core.litert import Runner
 from squeezeflow.core.litert.interpreter import XNNPACK
 from squeezeflow.core.tflite import TfliteFile
+from squeezeflow.core.tflite.compaction import compact
 
 # What the converter's messages call an operator that the target has no kernel for.
 _OPS = (
@@ -36,7 +37,7 @@ _SPARSE = tf.lite.Optimize.EXPERIMENTAL_SPARSITY
 
 
 def convert(converter: Any, target: Path) -> None:
-    """Converts and writes the TFLite file.
+    """Converts and writes the TFLite file, without what the converter adds that is no part of the model.
 
     Errors: UNSUPPORTED_OP naming the operators (metadata `ops`), also where the converter says nothing more precise.
     """
@@ -49,7 +50,7 @@ def convert(converter: Any, target: Path) -> None:
         raise
     except Exception as error:
         raise refusal(str(error)) from error
-    target.write_bytes(data)
+    target.write_bytes(compact(data))
 
 
 def convert_sparse(converter: Any, target: Path) -> tuple[str, ...]:

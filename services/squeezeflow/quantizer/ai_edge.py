@@ -20,6 +20,7 @@ from squeezeflow.core.invariants.weights import WeightTarget, weights
 from squeezeflow.core.sizes import sizes_of
 from squeezeflow.core.step import ArtifactPath, Report, StepInputs, StepOutputs
 from squeezeflow.core.tflite import TfliteFile
+from squeezeflow.core.tflite.compaction import compact
 from squeezeflow.modelkit import proof
 from squeezeflow.modelkit.source import Source
 from squeezeflow.quantizer import ai_edge_library
@@ -52,6 +53,8 @@ def run(params: technique_pb2.Quantize, inputs: StepInputs, report: Report) -> S
     report(0.5, "calibrating" if samples else "quantizing")
     target = inputs.workdir / "model.tflite"
     ai_edge_library.quantize(path, file, planned, samples, target, threads=max(1, inputs.threads))
+    # The plan knows its weights by name.
+    target.write_bytes(compact(target.read_bytes(), rename=False))
     quantized = time.perf_counter()
 
     report(0.8, "proving")

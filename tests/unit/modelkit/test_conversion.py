@@ -10,6 +10,7 @@ from tests import models
 
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.core.step import ArtifactPath
+from squeezeflow.core.tflite.compaction import compact
 from squeezeflow.modelkit import conversion
 from squeezeflow.modelkit.source import open_source
 from squeezeflow.v1 import artifact_pb2
@@ -65,6 +66,16 @@ def test_a_loop_over_tensors_of_unknown_shape_says_what_to_change(tmp_path: Path
     assert caught.value.reason == "UNSUPPORTED_OP"
     assert "TensorListReserve" in caught.value.message
     assert "element_shape" in caught.value.message
+
+
+def test_what_is_written_is_compact_already(tmp_path: Path) -> None:
+    path = models.tf_keras_file(tmp_path)
+    source = open_source(ArtifactPath(artifact_pb2.ARTIFACT_KIND_KERAS, path))
+    plain = source.converter().convert()
+    conversion.convert(source.converter(), tmp_path / "model.tflite")
+    written = (tmp_path / "model.tflite").read_bytes()
+    assert written == compact(written)
+    assert written == compact(plain) != plain
 
 
 def test_the_converted_saved_model_goes_with_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

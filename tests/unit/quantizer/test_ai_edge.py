@@ -431,7 +431,7 @@ def test_a_sparse_file_is_refused(run: Run, folder: Path) -> None:
     error = refused(run, folder / "sparse.tflite", mode=INT4)
     assert error.reason == "UNSUPPORTED_INPUT"
     assert "stored sparse" in error.message
-    assert error.metadata["tensor"].startswith("cnn/dense/MatMul")
+    assert error.metadata["tensor"].startswith("dense/MatMul")
 
 
 def pruned(source: Path, target: Path, share: float = 0.8) -> Path:

@@ -11,6 +11,9 @@ macs        multiply-accumulates of operators
 arena       memory that activations take at their peak
 explain     why an operator is float, and which layer it came from
 file        all of it for one file, and the descriptions that are sent
+compaction  the same model in fewer bytes
+naming      short names for tensors, which tell the same layers
+packing     writing the bytes
 """
 
 from squeezeflow.core.tflite.file import TfliteFile

@@ -101,14 +101,27 @@ class Explainer:
         user = self._users.get(tensor.index) if tensor.constant and not own else None
         return self.layer(user) if user is not None else own
 
+    def operations(self, tensor: Tensor) -> dict[str, str]:
+        """Gives for each layer in a tensor's name, in the order of `layer`, the operation that named it."""
+        return {layer: path[-1] for layer, path in self._found([tensor]).items()}
+
     def _named(self, tensors: list[Tensor]) -> str:
+        return ", ".join(self._found(tensors))
+
+    def _found(self, tensors: list[Tensor]) -> dict[str, list[str]]:
+        """Gives the layers in tensors' names, each with the first path that lies in it."""
         paths = [path for tensor in tensors for path in _paths(tensor.name)]
         # Where several are fused, one of them has the weights, and its operation says so.
         paths.sort(key=lambda path: _WITH_WEIGHTS.search(path[-1]) is None)
-        found = dict.fromkeys(_layer(path, self._root, trained=self._trained) for path in paths)
+        found: dict[str, list[str]] = {}
+        for path in paths:
+            found.setdefault(_layer(path, self.root, trained=self._trained), path)
         # `attention/Mul` beside `attention` is a scope within the layer.
-        layers = [name for name in found if not any(name.startswith(f"{other}/") for other in found if other)]
-        return ", ".join(name for name in layers if name)
+        return {
+            name: path
+            for name, path in found.items()
+            if name and not any(name.startswith(f"{other}/") for other in found if other)
+        }
 
     def _weights(self, operator: Operator) -> list[Tensor]:
         sources = self._sources
@@ -145,7 +158,7 @@ class Explainer:
         return users
 
     @cached_property
-    def _root(self) -> str:
+    def root(self) -> str:
         """The model's own name, where every path begins with it; empty where there is none."""
         paths = [path for tensor in self._graph.tensors for path in _paths(tensor.name) if len(path) > 1]
         first = {path[0] for path in paths}
