@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from squeezeflow.orchestrator.plan import BENCHMARK, EVALUATE, Node
 from squeezeflow.v1 import (
+    artifact_pb2,
     converter_pb2,
     evaluator_pb2,
     jobs_pb2,
@@ -75,8 +76,10 @@ def request_for(node: Node, spec: jobs_pb2.JobSpec, results: Mapping[str, step_p
 def _model(node: Node, spec: jobs_pb2.JobSpec, results: Mapping[str, step_pb2.StepResult]) -> step_pb2.ModelInput:
     if not node.parent:
         return spec.model
-    # What a step made has one signature.
-    return step_pb2.ModelInput(artifact=results[node.parent].artifact.digest)
+    made = results[node.parent].artifact
+    # Of the steps that others follow, those that give a SavedModel back keep its signatures.
+    signature = spec.model.signature if made.kind == artifact_pb2.ARTIFACT_KIND_SAVED_MODEL else ""
+    return step_pb2.ModelInput(artifact=made.digest, signature=signature)
 
 
 def _servable(result: step_pb2.StepResult) -> evaluator_pb2.Servable:

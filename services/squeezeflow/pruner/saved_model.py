@@ -1,7 +1,7 @@
 """A SavedModel written again, with other values in its kernels.
 
-The checkpoint is written anew, under the names that the graph restores: functions, assets and every other variable stay
-what they were, byte by byte. Of several signatures only the chosen one stays: what a step makes has one signature.
+The checkpoint is written anew, under the names that the graph restores: functions, assets, signatures and every other
+variable stay what they were, byte by byte.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from squeezeflow.core.step import ArtifactPath
 from squeezeflow.modelkit import saved_model_source
 from squeezeflow.modelkit.saved_kernels import SavedVariable, folder_of, prunable_variables, variables
 from squeezeflow.modelkit.source import Arrays, Source
+from squeezeflow.pruner import other_signatures
 from squeezeflow.v1 import artifact_pb2
 
 __all__ = ["SavedVariable", "folder_of", "predict_with", "prunable_variables", "told", "variables", "write_with"]
@@ -35,11 +36,12 @@ def write_with(source: Source, values: Mapping[str, np.ndarray], folder: Path) -
             Keras 3 exports them, gets the same values.
         folder: is made.
 
-    Errors: INVARIANT_BROKEN where what is read back is not what was to be written.
+    The source's notes tell which signatures besides the chosen one could not be called for comparison.
+    Errors: INVARIANT_BROKEN where what is read back is not what was to be written, or another signature computes
+    something else.
     """
     origin = folder_of(source)
     shutil.copytree(origin, folder, ignore=_only_graph(origin))
-    _keep_signature(folder, source.contract.signature)
     reader = tf.train.load_checkpoint(str(origin / "variables" / "variables"))
     tensors = {key: reader.get_tensor(key) for key in sorted(reader.get_variable_to_shape_map())}
     _replace(tensors, {variable.name: variable for variable in variables(source)}, values)
@@ -55,6 +57,7 @@ def write_with(source: Source, values: Mapping[str, np.ndarray], folder: Path) -
     for key, value in tensors.items():
         if not _same(written.get_tensor(key), value):
             raise SqueezeflowError("INVARIANT_BROKEN", f"variable {key} is not read back as it was written: try again")
+    source.notes += other_signatures.prove(source, folder, values)
     return ArtifactPath(artifact_pb2.ARTIFACT_KIND_SAVED_MODEL, folder)
 
 
@@ -76,10 +79,10 @@ def predict_with(source: Source, values: Mapping[str, np.ndarray], samples: Arra
 
 
 def told(source: Source) -> list[str]:
-    """Says what writing a SavedModel again leaves out."""
-    graph = saved_model_source.meta_graph(saved_model_source.read_proto(folder_of(source)))
-    others = [name for name in saved_model_source.signatures(graph) if name != source.contract.signature]
-    return [f"signature {source.contract.signature} is kept, not {', '.join(others)}"] if others else []
+    """Says what becomes of the signatures that were not chosen."""
+    others = other_signatures.names(source)
+    listed = f"signature {others[0]} is" if len(others) == 1 else f"signatures {', '.join(others)} are"
+    return [f"{listed} kept: variables that were changed are changed for all signatures"] if others else []
 
 
 def _replace(tensors: dict[str, Any], known: Mapping[str, SavedVariable], values: Mapping[str, np.ndarray]) -> None:
@@ -98,16 +101,6 @@ def _same(first: Any, second: Any) -> bool:
         return bool(first == second)
     one, other = np.asarray(first), np.asarray(second)
     return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
-
-
-def _keep_signature(folder: Path, signature: str) -> None:
-    message = saved_model_source.read_proto(folder)
-    definitions = saved_model_source.meta_graph(message).signature_def
-    others = set(saved_model_source.signatures(saved_model_source.meta_graph(message))) - {signature}
-    if others:
-        for name in others:
-            del definitions[name]
-        (folder / "saved_model.pb").write_bytes(message.SerializeToString(deterministic=True))
 
 
 def _only_graph(origin: Path) -> Any:

@@ -19,7 +19,7 @@ from squeezeflow.pruner.method import Method
 
 
 def at_once(method: Method[Any], seed: int, inputs: StepInputs, opened: Opened, report: Report) -> StepOutputs:
-    """Changes kernels without training, and writes the folder `model`, with one signature; data are for the proof.
+    """Changes kernels without training, and writes the folder `model`, with all signatures; data are for the proof.
 
     Errors: INVALID_PARAMETER (a pattern that names no variable), UNSUPPORTED_LAYER (nothing to change, a frozen graph),
     NON_FINITE_OUTPUT, INVARIANT_BROKEN.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from squeezeflow.core.step import ArtifactPath, StepInputs, StepOutputs
 from squeezeflow.core.tflite import TfliteFile
 from squeezeflow.modelkit import pruned, saved_kernels
 from squeezeflow.modelkit.source import Source, open_source
-from squeezeflow.pruner import prune, saved_model
+from squeezeflow.pruner import other_signatures, prune, saved_model
 from squeezeflow.v1 import artifact_pb2, technique_pb2
 
 SAVED_MODEL = artifact_pb2.ARTIFACT_KIND_SAVED_MODEL
@@ -32,14 +33,15 @@ def opened(path: Path, signature: str = "") -> Source:
     return open_source(ArtifactPath(SAVED_MODEL, path), signature)
 
 
-def kernels_of(outputs: StepOutputs) -> dict[str, np.ndarray]:
+def kernels_of(outputs: StepOutputs, signature: str = "") -> dict[str, np.ndarray]:
     assert outputs.artifact is not None
-    return {variable.name: variable.values for variable in saved_kernels.variables(opened(outputs.artifact.path))}
+    source = opened(outputs.artifact.path, signature)
+    return {variable.name: variable.values for variable in saved_kernels.variables(source)}
 
 
 @pytest.fixture(scope="module")
 def matrices(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Writes a SavedModel, not of Keras: `first` takes x · A and x · B transposed, `second` takes x · C."""
+    """Writes a SavedModel, not of Keras: `first` takes x · A and x · B transposed, `second` x · C, `shared` x · A."""
     import tensorflow as tf
 
     rng = np.random.default_rng(0)
@@ -53,7 +55,20 @@ def matrices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def second(x: Any) -> Any:
         return {"z": tf.matmul(x, state["c"])}
 
-    return models._function_model(tmp_path_factory.mktemp("m") / "model", {"first": first, "second": second}, **state)
+    @tf.function(input_signature=[tf.TensorSpec((None, 8), tf.float32, name="x")])
+    def shared(x: Any) -> Any:
+        return {"z": tf.matmul(x, state["a"]) + tf.matmul(x, state["c"])}
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 8), tf.float32, name="x")])
+    def timed(x: Any) -> Any:
+        return {"z": tf.matmul(x, state["a"]) + tf.cast(1e6 * (tf.timestamp() % 1), tf.float32)}
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="text")])
+    def words(text: Any) -> Any:
+        return {"lengths": tf.strings.length(text)}
+
+    signatures = {"first": first, "second": second, "shared": shared, "timed": timed, "words": words}
+    return models._function_model(tmp_path_factory.mktemp("m") / "model", signatures, **state)
 
 
 SHAPES = {"a": (8, 6), "b": (6, 8), "c": (8, 6), "offset": (2, 6)}
@@ -132,23 +147,51 @@ def test_a_saved_model_stays_one_and_its_tflite_file_holds_the_zeros(tmp_path: P
     assert "dense/kernel 9600 of 12800 zeros" in kept.detail
 
 
-def test_only_kernels_of_the_chosen_signature_are_pruned_and_it_alone_stays(tmp_path: Path, matrices: Path) -> None:
-    outputs = prune_signature(tmp_path, matrices, "first", sparsity=0.5)
-    found = kernels_of(outputs)
-    assert {name: np.count_nonzero(values == 0) for name, values in found.items()} == {"a": 24, "b": 24, "offset": 0}
-    assert details(outputs)["offset"].startswith("no matrix product or convolution takes it")
-    assert "signature first is kept, not second" in outputs.notes
-    assert outputs.artifact is not None
+def test_only_kernels_of_the_chosen_signature_are_pruned_and_every_signature_stays(
+    tmp_path: Path, matrices: Path
+) -> None:
     import tensorflow as tf
 
-    # The other signature's kernel is in the file as it was.
-    reader = tf.train.load_checkpoint(str(outputs.artifact.path / "variables" / "variables"))
-    assert np.count_nonzero(reader.get_tensor("c/.ATTRIBUTES/VARIABLE_VALUE") == 0) == 0
+    outputs = prune_signature(tmp_path, matrices, "first", sparsity=0.5)
+    found = kernels_of(outputs, "first")
+    assert {name: np.count_nonzero(values == 0) for name, values in found.items()} == {"a": 24, "b": 24, "offset": 0}
+    assert details(outputs)["offset"].startswith("no matrix product or convolution takes it")
+    assert outputs.artifact is not None
+    before, after = tf.saved_model.load(str(matrices)), tf.saved_model.load(str(outputs.artifact.path))
+    assert set(after.signatures) == set(before.signatures)
+    x = tf.constant(np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32))
+    c = before.signatures["second"](x=x)["z"]
+    assert np.array_equal(after.signatures["second"](x=x)["z"], c)
+    # The shared kernel is the pruned one, the other as it was.
+    np.testing.assert_allclose(after.signatures["shared"](x=x)["z"], x @ found["a"] + c, atol=1e-5)
+    assert not np.allclose(after.signatures["shared"](x=x)["z"], before.signatures["shared"](x=x)["z"], atol=1e-2)
+    assert after.signatures["words"](text=tf.constant(["abc"]))["lengths"].numpy().tolist() == [3]
+
+
+def test_signatures_that_cannot_be_compared_are_named(tmp_path: Path, matrices: Path) -> None:
+    notes = "\n".join(prune_signature(tmp_path, matrices, "first", sparsity=0.5).notes)
+    assert "signatures second, shared, timed, words are kept" in notes
+    # Tests before this one may have asked for deterministic operations, which refuse to tell the time.
+    assert re.search("timed was written and not compared: it (gives something else at every call|does not take)", notes)
+    assert "words was written and not compared: tensor text is text" in notes
+    assert "second was" not in notes
+    assert "shared was" not in notes
+
+
+def test_a_signature_that_computes_something_else_is_refused_by_name(tmp_path: Path, matrices: Path) -> None:
+    source = opened(matrices, "first")
+    old = {variable.name: variable.values for variable in saved_kernels.variables(source)}
+    written = saved_model.write_with(source, {"a": old["a"] * 2}, tmp_path / "written")
+    assert other_signatures.prove(source, written.path, {"a": old["a"] * 2})
+    with pytest.raises(SqueezeflowError) as caught:
+        other_signatures.prove(source, written.path, {"a": old["a"] * 3})
+    assert caught.value.reason == "INVARIANT_BROKEN"
+    assert "signature shared computes something else" in caught.value.message
 
 
 def test_m_of_n_follows_the_axis_that_a_product_sums_over(tmp_path: Path, matrices: Path) -> None:
     outputs = prune_signature(tmp_path, matrices, "first", m_by_n=Prune.MByN(m=2, n=4))
-    found = kernels_of(outputs)
+    found = kernels_of(outputs, "first")
     assert crowded_groups(found["a"], 2, 4, 0)[0] == 0
     assert crowded_groups(found["b"], 2, 4, 1)[0] == 0
     assert crowded_groups(found["b"], 2, 4, 0)[0] > 0
@@ -156,7 +199,7 @@ def test_m_of_n_follows_the_axis_that_a_product_sums_over(tmp_path: Path, matric
 
 def test_variables_are_chosen_by_name(tmp_path: Path, matrices: Path) -> None:
     outputs = prune_signature(tmp_path, matrices, "first", layers=technique_pb2.LayerSelection(exclude=["a"]))
-    found = kernels_of(outputs)
+    found = kernels_of(outputs, "first")
     assert np.count_nonzero(found["a"] == 0) == 0
     assert np.count_nonzero(found["b"] == 0) == needed_zeros(48, 0.8)
     assert details(outputs)["a"] == "left out by the request: layers.exclude names a"
@@ -173,7 +216,7 @@ def test_writing_a_saved_model_again_changes_nothing_else_and_always_gives_the_s
     for file in files:
         assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
     x = {"x": np.ones((2, 8), np.float32)}
-    assert not opened(folders[0]).predict(x)["z"].any()
+    assert not opened(folders[0], "second").predict(x)["z"].any()
     assert source.predict(x)["z"].any(), "the source is as it was"
     expected = saved_model.predict_with(source, values, x)
     assert expected is not None
