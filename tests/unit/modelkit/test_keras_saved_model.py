@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,18 @@ def test_any_signature_that_is_the_forward_pass_is_the_keras_model(served: Path)
     graph = opened(served, "plain", as_graph=True)
     assert graph.model is None
     np.testing.assert_allclose(source.predict({"x": x})["y"], graph.predict({"x": x})["y"], rtol=1e-5)
+
+
+def test_metadata_in_the_graph_as_tensorflow_2_0_to_2_4_wrote_it_are_read_too(served: Path, tmp_path: Path) -> None:
+    texts = dict(keras_metadata.nodes(served))
+    path = Path(shutil.copytree(served, tmp_path / "old"))
+    (path / "keras_metadata.pb").unlink()
+    message = saved_model_source.read_proto(path)
+    objects = saved_model_source.meta_graph(message).object_graph_def.nodes
+    for index, text in texts.items():
+        objects[index].user_object.metadata = text
+    (path / "saved_model.pb").write_bytes(message.SerializeToString())
+    assert opened(path, "plain").keras.get_layer("hidden").units == 3
 
 
 # What stays a graph

@@ -403,6 +403,8 @@ def edited_graph(folder: Path, change: Callable[[Any], None]) -> list[str]:
         # It runs the graph that it is given as text.
         ("DatasetFromGraph", "reads or writes files"),
         ("TextLineDataset", "reads or writes files"),
+        # What could give `IteratorGetNext`, which is let through, something to read from.
+        ("OneShotIterator", "reads or writes files"),
         ("EagerPyFunc", "runs Python code"),
         ("XlaCustomCallV2", "reaches other processes"),
         ("RemoteCall", "reaches other processes"),
