@@ -16,6 +16,7 @@ from tests.servers.stack import Stack
 
 from squeezeflow.client import Client
 from squeezeflow.core.errors import SqueezeflowError
+from squeezeflow.core.store import open_store
 from squeezeflow.v1 import jobs_pb2, technique_pb2
 
 TRAINING = technique_pb2.FineTune(epochs=12, batch_size=16)
@@ -32,7 +33,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedServer]:
 @pytest.fixture(scope="module")
 def shaken(tmp_path_factory: pytest.TempPathFactory, s3: SeaweedServer) -> Iterator[Stack]:
     """A stack of its own, on S3, that these tests may kill parts of."""
-    with Stack(tmp_path_factory.mktemp("shaken"), store=s3.url) as running:
+    often = {"SQUEEZEFLOW_CHECKPOINT_SECONDS": "0.1"}
+    with Stack(tmp_path_factory.mktemp("shaken"), store=s3.url, **often) as running:
         yield running
 
 
@@ -85,14 +87,23 @@ def final(client: Client, job_id: str) -> jobs_pb2.Job:
     return ended[0]
 
 
+def checkpoints(s3: SeaweedServer) -> list[str]:
+    """Gives the actions that have a checkpoint."""
+    prefix = "tenants/default/checkpoints/"
+    return [key.removeprefix(prefix) for key in open_store(s3.url).list(prefix)]
+
+
 def trainings(stack: Stack, action: str) -> int:
     """Counts how often the pruner finished this action."""
     return stack.log_of("pruner").count(f"prune {action[:12]} done")
 
 
-def test_a_worker_killed_in_the_middle_of_training_is_called_again(shaken: Stack, cnn: Path, few_images: Path) -> None:
+def test_a_worker_killed_in_the_middle_of_training_is_called_again(
+    shaken: Stack, s3: SeaweedServer, cnn: Path, few_images: Path
+) -> None:
     client = shaken.client()
     job = wait_for_training(client, start(client, cnn, few_images, seed=1).id)
+    until(lambda: bool(checkpoints(s3)), 30, "a checkpoint")
     victim = psutil.Process(shaken.pid_of("pruner"))
     family = victim.children(recursive=True)
     victim.kill()
@@ -101,6 +112,8 @@ def test_a_worker_killed_in_the_middle_of_training_is_called_again(shaken: Stack
     assert job.state == jobs_pb2.JOB_STATE_SUCCEEDED, job.error
     assert step(job, "prune").attempts > 1
     assert trainings(shaken, step(job, "prune").action) == 1
+    assert f"{step(job, 'prune').action[:12]} goes on from a checkpoint" in shaken.log_of("pruner")
+    until(lambda: not checkpoints(s3), 10, "the end of the checkpoint")
 
 
 def test_an_orchestrator_killed_in_the_middle_of_a_job_ends_it_without_doing_anything_twice(
@@ -150,12 +163,14 @@ def _uploaded(client: Client, path: Path) -> str:
         return ""
 
 
-def test_cancel_ends_the_job_and_its_training(shaken: Stack, cnn: Path, few_images: Path) -> None:
+def test_cancel_ends_the_job_and_its_training(shaken: Stack, s3: SeaweedServer, cnn: Path, few_images: Path) -> None:
     client = shaken.client()
     job = wait_for_training(client, start(client, cnn, few_images, seed=4).id)
+    until(lambda: bool(checkpoints(s3)), 30, "a checkpoint")
     client.cancel_job(job.id)
     job = final(client, job.id)
     assert job.state == jobs_pb2.JOB_STATE_CANCELLED
+    until(lambda: not checkpoints(s3), 10, "the end of the checkpoint")
     time.sleep(1)
     assert trainings(shaken, step(job, "prune").action) == 0
 

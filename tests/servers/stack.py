@@ -22,16 +22,18 @@ class Stack:
     Args:
         folder: where the home is made; logs, store and database are below it.
         store: a store URL; the home's own folder by default.
+        environ: settings of the services.
     """
 
-    def __init__(self, folder: Path, *, store: str = "") -> None:
+    def __init__(self, folder: Path, *, store: str = "", **environ: str) -> None:
         self.home = folder / "home"
+        self._environ = environ
         self._command = [sys.executable, "-m", "squeezeflow.cli", "up", "--port-base", "0"]
         self._command += ["--store", store] if store else []
 
     def __enter__(self) -> Stack:
         self.home.mkdir(parents=True, exist_ok=True)
-        self.env = {**os.environ, "SQUEEZEFLOW_HOME": str(self.home)}
+        self.env = {**os.environ, "SQUEEZEFLOW_HOME": str(self.home), **self._environ}
         self.env.pop("SQUEEZEFLOW_SERVER", None)
         with (self.home / "up.log").open("w") as log:
             self.process = subprocess.Popen(
