@@ -45,6 +45,7 @@ def run_converter(params: technique_pb2.Quantize, inputs: StepInputs, report: Re
     told: tuple[str, ...] = ()
     if mode.calibrated:
         told = calibration.calibrate(converter, source, bound, params, report, mode=mode.name)
+        converter.representative_dataset = prepared.samples(converter.representative_dataset)
     report(0.2, "converting")
     target = inputs.workdir / "model.tflite"
     if params.sparse_encoding:

@@ -9,7 +9,7 @@ What is unrolled is compared with the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ LOOP = "WHILE"
 WITHOUT_INT16 = frozenset({"UNIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_LSTM"})
 
 Named = Sequence[tuple[str, Any]]
+Samples = Callable[[], Iterator[dict[str, np.ndarray]]]
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,35 @@ class Prepared:
     Attributes:
         source: the model, or the model with layers unrolled; its contract is the model's.
         layers: those that were unrolled, and why.
+        steps: their numbers of steps.
         closeness: how close that is to the model.
         looped_bytes: size of the float file with its loops.
     """
 
     source: Source
     layers: tuple[step_pb2.LayerOutcome, ...] = ()
+    steps: frozenset[int] = frozenset()
     closeness: str = ""
     looped_bytes: int = 0
+
+    def samples(self, given: Samples) -> Samples:
+        """Gives calibration samples, and each of them once more, moved by half of its steps.
+
+        Every step has ranges of its own: where sequences are filled up with zeros, the last steps would have none, and
+        cut off what longer sequences bring.
+        """
+
+        def generate() -> Iterator[dict[str, np.ndarray]]:
+            for sample in given():
+                yield sample
+                timed = {name for name, rows in sample.items() if rows.ndim > 1 and rows.shape[1] in self.steps}
+                if timed:
+                    yield {
+                        name: np.roll(rows, rows.shape[1] // 2, axis=1) if name in timed else rows
+                        for name, rows in sample.items()
+                    }
+
+        return generate if self.layers else given
 
     def convert(self, converter: Any, target: Path) -> None:
         """Converts; once more where the converter left operators float that it mostly does not.
@@ -70,6 +92,7 @@ class Prepared:
         larger = ": small layers take less room with a loop, in mode DYNAMIC" if size > self.looped_bytes else ""
         return (
             self.closeness,
+            "every sequence is calibrated with twice, once moved by half of its steps: each step has its own ranges",
             f"every step is written out: {size:,} bytes, where the float file with loops has {self.looped_bytes:,}"
             f"{larger}",
         )
@@ -91,7 +114,8 @@ def prepare(source: Source, *, mode: str, bound: BoundData | None, workdir: Path
         if not _obstacle(twin, mode, workdir)[0]:
             closeness = _compared(source, twin, bound, chosen)
             outcomes = tuple(_outcome(path, layer, operator) for path, layer in chosen)
-            return Prepared(twin, outcomes, closeness, size)
+            counts = frozenset(unrolled.steps(layer) or 0 for _, layer in chosen)
+            return Prepared(twin, outcomes, counts, closeness, size)
     raise _refused(source, operator)
 
 

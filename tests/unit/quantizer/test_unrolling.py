@@ -16,7 +16,7 @@ from squeezeflow.core.litert import Runner
 from squeezeflow.core.step import StepOutputs
 from squeezeflow.modelkit import unrolled
 from squeezeflow.modelkit.source import open_source
-from squeezeflow.quantizer import modes
+from squeezeflow.quantizer import modes, unrolling
 
 MODES = {mode.name: number for number, mode in modes.MODES.items()}
 STEPS, FEATURES = 4, 3
@@ -70,7 +70,10 @@ def operators(outputs: StepOutputs) -> set[str]:
 
 @pytest.mark.parametrize("mode", ["int8", "int8_io", "uint8_io", "int16x8"])
 def test_a_gru_is_integer_in_every_mode_and_forgets_between_samples(gru: Path, run: Run, mode: str) -> None:
-    outputs = run(gru, {"x_train": sequences()}, mode=MODES[mode])
+    # Filled up with zeros, as sequences of several lengths are: int16 has no scale for a step that is always 0.
+    filled = sequences()
+    filled[:, -1] = 0
+    outputs = run(gru, {"x_train": filled, "x_test": sequences()}, mode=MODES[mode])
     assert passed(outputs) == {"finite": True, "alive": True, "close": True, "integer": True}
     assert told(outputs) == {"cell": "unrolled into 4 steps: the converter cannot calibrate its loop"}
     assert any(note.startswith("unrolled: compared on 32 synthetic samples") for note in outputs.notes)
@@ -206,6 +209,17 @@ def test_a_loop_that_the_converter_survives_stays(tmp_path: Path, run: Run) -> N
     with pytest.raises(SqueezeflowError, match="the graph has a WHILE") as refused:
         run(tmp_path / "loop", {"x_train": rows}, mode=MODES["int16x8"])
     assert refused.value.reason == "UNSUPPORTED_OP"
+
+
+def test_an_unrolled_model_that_computes_something_else_is_refused(gru: Path, tmp_path: Path) -> None:
+    import tf_keras
+
+    model = tf_keras.models.load_model(str(gru))
+    model.get_layer("cell").set_weights([weight * 1.001 for weight in model.get_layer("cell").get_weights()])
+    other = models.save(model, tmp_path / "other.keras")
+    with pytest.raises(SqueezeflowError, match="with cell unrolled differs") as refused:
+        unrolling._compared(open_source(artifact(gru)), open_source(artifact(other)), None, [("cell", None)])
+    assert refused.value.reason == "OUTPUT_MISMATCH"
 
 
 # Layers
