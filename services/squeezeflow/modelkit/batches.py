@@ -6,7 +6,7 @@ the same batches in the same order for the same seed, so the size of the data ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, count, repeat
 from typing import Any
 
@@ -35,15 +35,18 @@ def fit_batches(
     first_batch: int = 0,
     memory_bytes: int = MEMORY_BYTES,
 ) -> tf.data.Dataset:
-    """Gives batches of (inputs, labels) of a split; the last one may be shorter.
+    """Gives batches of (inputs, labels) of a split; the last one of an epoch may be shorter.
+
+    Shuffled ones go on for ever, epoch after epoch: `fit` then keeps one iterator, where a new one for every epoch
+    costs as much as many a small model's epoch.
 
     Args:
         model: the tf_keras model to fit; its inputs and outputs are those of the contract, in order.
         rows: which rows of the split, rising; None: all.
         whole: leave out the samples that do not fill a batch.
         shuffle_seed: another order every epoch, the same ones for the same seed; None keeps the order.
-        first_epoch: which epoch the first iteration is, from 0.
-        first_batch: where in it the first iteration begins; it is told as long as the others, for so `fit` counts.
+        first_epoch: with which epoch shuffled ones begin, from 0.
+        first_batch: with which batch of it.
         memory_bytes: converted arrays up to this size are held in memory.
     """
     every = rows is None
@@ -57,12 +60,12 @@ def fit_batches(
             split=split,
             rows=rows,
             batch_size=batch_size,
+            whole=whole,
             shuffle_seed=shuffle_seed,
             first_epoch=first_epoch,
             first_batch=first_batch,
         )
-        packed = read.map(lambda x, y: pack(_named(x, contract.inputs), _named(y, contract.outputs)))
-        return packed.take(len(rows) // batch_size) if whole else packed
+        return read.map(lambda x, y: pack(_named(x, contract.inputs), _named(y, contract.outputs)))
     held = slice(None) if every else rows
     inputs, labels = _tensors(bound.inputs(split, held)), _tensors(bound.targets(split, held))
 
@@ -71,10 +74,14 @@ def fit_batches(
         y = {name: tf.gather(array, chosen) for name, array in labels.items()}
         return pack(x, y)
 
-    order = _orders(len(rows), shuffle_seed, first_epoch, first_batch * batch_size)
-    batches = order.unbatch().batch(batch_size, drop_remainder=whole).map(gather).prefetch(2)
-    steps = len(rows) // batch_size if whole else -(-len(rows) // batch_size)
-    return batches.apply(tf.data.experimental.assert_cardinality(steps))
+    def cut(order: tf.Tensor) -> tf.data.Dataset:
+        starts = tf.data.Dataset.range(0, tf.size(order, tf.int64), batch_size)
+        size = batch_size if whole else None
+        return starts.map(lambda start: tf.ensure_shape(order[start : start + batch_size], (size,)))
+
+    used = len(rows) // batch_size * batch_size if whole else len(rows)
+    orders = _orders(len(rows), used, shuffle_seed, first_epoch, first_batch * batch_size)
+    return data.counted(orders.flat_map(cut).map(gather).prefetch(2), used, batch_size, shuffle_seed)
 
 
 def output_keys(model: Any) -> list[str]:
@@ -89,14 +96,18 @@ def first_labels(model: Any, bound: BoundData, contract: contract_pb2.Contract, 
     return labels
 
 
-def _orders(rows: int, seed: int | None, first_epoch: int, first_row: int) -> tf.data.Dataset:
-    """Gives the row order of one epoch an iteration, the ones that `data.tf_dataset` takes."""
-    if seed is None:
-        return tf.data.Dataset.from_tensors(tf.range(rows, dtype=tf.int64))
-    epochs, starts = count(first_epoch), chain([first_row], repeat(0))
+def _orders(rows: int, used: int, seed: int | None, first_epoch: int, first_row: int) -> tf.data.Dataset:
+    """Gives the row order of epoch after epoch, the ones that `data.tf_dataset` takes; of one where nothing shuffles.
 
-    def generate() -> Any:
-        yield np.random.default_rng([seed, next(epochs)]).permutation(rows)[next(starts) :]
+    Args:
+        used: how many of an epoch's rows are taken.
+    """
+    if seed is None:
+        return tf.data.Dataset.from_tensors(tf.range(used, dtype=tf.int64))
+
+    def generate() -> Iterator[np.ndarray]:
+        for epoch, start in zip(count(first_epoch), chain([first_row], repeat(0))):
+            yield np.random.default_rng([seed, epoch]).permutation(rows)[start:used]
 
     return tf.data.Dataset.from_generator(generate, output_signature=tf.TensorSpec((None,), tf.int64))
 

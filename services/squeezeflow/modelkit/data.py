@@ -58,11 +58,12 @@ def tf_dataset(
     split: str,
     rows: Rows,
     batch_size: int,
+    whole: bool = False,
     shuffle_seed: int | None = None,
     first_epoch: int = 0,
     first_batch: int = 0,
 ) -> tf.data.Dataset:
-    """Gives batches of (inputs, targets) for `fit`, read as they are needed.
+    """Gives batches of (inputs, targets) for `fit`, read as they are needed; shuffled ones epoch after epoch, for ever.
 
     Inputs are a dict by name where the model has several, else one tensor; targets likewise.
 
@@ -70,10 +71,11 @@ def tf_dataset(
         bound: checked data.
         contract: of the model that is fitted; says how many inputs and outputs there are.
         split, rows: which samples, as `BoundData.fit_rows` gives them.
-        batch_size: the last batch may be shorter.
+        batch_size: the last batch of an epoch may be shorter.
+        whole: leave out the samples that do not fill a batch.
         shuffle_seed: another order every epoch, the same ones for the same seed; None keeps the order.
-        first_epoch: which epoch the first iteration is, from 0.
-        first_batch: where in it the first iteration begins; it is told as long as the others, for so `fit` counts.
+        first_epoch: with which epoch shuffled ones begin, from 0.
+        first_batch: with which batch of it.
     """
     several_in, several_out = len(contract.inputs) > 1, len(contract.outputs) > 1
 
@@ -83,15 +85,26 @@ def tf_dataset(
     def read(chosen: Rows) -> Any:
         return plain(bound.inputs(split, chosen), several_in), plain(bound.targets(split, chosen), several_out)
 
-    epochs, starts = count(first_epoch), chain([first_batch * batch_size], repeat(0))
+    used = len(rows) // batch_size * batch_size if whole else len(rows)
+
+    def orders() -> Iterator[tuple[Rows, int]]:
+        if shuffle_seed is None:
+            yield rows, 0
+            return
+        for epoch, start in zip(count(first_epoch), chain([first_batch * batch_size], repeat(0))):
+            yield np.random.default_rng([shuffle_seed, epoch]).permutation(rows), start
 
     def generate() -> Iterator[Any]:
-        order = rows
-        if shuffle_seed is not None:
-            order = np.random.default_rng([shuffle_seed, next(epochs)]).permutation(rows)
-        for start in range(next(starts), len(order), batch_size):
-            yield read(order[start : start + batch_size])
+        for order, first in orders():
+            for start in range(first, used, batch_size):
+                yield read(order[start : min(start + batch_size, used)])
 
     signature = tf.nest.map_structure(lambda a: tf.TensorSpec((None, *a.shape[1:]), a.dtype), read(rows[:1]))
     batches = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    return batches.prefetch(2).apply(tf.data.experimental.assert_cardinality(-(-len(rows) // batch_size)))
+    return counted(batches.prefetch(2), used, batch_size, shuffle_seed)
+
+
+def counted(batches: tf.data.Dataset, rows: int, batch_size: int, shuffle_seed: int | None) -> tf.data.Dataset:
+    """Tells a dataset how many batches it has: shuffled ones go on for ever."""
+    there = tf.data.INFINITE_CARDINALITY if shuffle_seed is not None else -(-rows // batch_size)
+    return batches.apply(tf.data.experimental.assert_cardinality(there))

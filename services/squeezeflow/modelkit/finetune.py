@@ -182,6 +182,7 @@ def fit(
                 train,
                 initial_epoch=first,
                 epochs=training.epochs,
+                steps_per_epoch=training.steps_per_epoch,
                 validation_data=validation,
                 verbose=0,
                 callbacks=[seeds, *callbacks, progress, *([stopping] if stopping else []), writer],

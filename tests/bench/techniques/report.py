@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from squeezeflow.core.figures import Z
 
 BEGIN, END = "<!-- bench-techniques: begin -->", "<!-- bench-techniques: end -->"
 # From the guides of the TensorFlow Model Optimization Toolkit and the TFLite performance page: other models and data.
@@ -87,6 +90,22 @@ def _refused(seeds: Mapping[str, Any]) -> list[str]:
     return [f"- {', '.join(f'`{name}`' for name in names)}: {reason}" for reason, names in reasons.items()]
 
 
+def _pooled(runs: Sequence[Row]) -> tuple[float, float]:
+    """Gives the paired drop over all seeds and the upper end of its 95 % interval, in points.
+
+    A test sample is one draw, whatever the number of models that saw it: differences are averaged over the seeds
+    sample by sample, and the interval is that of their mean.
+    """
+    samples = runs[0]["samples"]
+    differences = [0.0] * samples
+    for run in runs:
+        for sign, name in ((1, "only_second"), (-1, "only_first")):
+            for sample in run[name]:
+                differences[sample] += sign / len(runs)
+    mean = statistics.fmean(differences)
+    return 100 * mean, 100 * (mean + Z * statistics.stdev(differences) / math.sqrt(samples))
+
+
 def _aims(seeds: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
     """Gives (aim, what was measured, met) for every aim whose recipes succeeded; means over the seeds."""
     base = _rows(seeds, "float32")
@@ -114,8 +133,7 @@ def _aims(seeds: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
     for pair in next(iter(seeds.values()))["pairs"]:
         runs = [run["pairs"][pair] for run in seeds.values() if run["pairs"][pair]]
         if runs:
-            high = 100 * statistics.fmean(run["high"] for run in runs)
-            mean = 100 * statistics.fmean(run["drop"] for run in runs)
+            mean, high = _pooled(runs)
             text = f"{mean:+.2f} points, upper end {high:+.2f}"
             found.append((f"{pair}: not worse by more than 0.5 points", text, high <= 0.5))
     for kept, lost in (("pqat", "prune-qat"), ("pcqat", "prune-qat")):

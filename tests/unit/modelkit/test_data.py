@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -89,10 +90,10 @@ def test_batches_are_shuffled_by_seed_differently_every_epoch(tmp_path: Path) ->
     def epochs(seed: int | None) -> list[list[int]]:
         rows = np.arange(10)
         batches = data.tf_dataset(bound, source.contract, split="train", rows=rows, batch_size=4, shuffle_seed=seed)
-        assert int(batches.cardinality()) == 3
-        return [[int(y) for _, ys in batches for y in ys.numpy()] for _ in range(2)]
+        labels = [int(y) for _, ys in islice(batches.as_numpy_iterator(), 6) for y in ys]
+        return [labels[start : start + 10] for start in range(0, len(labels), 10)]
 
-    assert epochs(None) == [list(range(10))] * 2
+    assert epochs(None) == [list(range(10))]
     first, second = epochs(1)
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
