@@ -9,7 +9,7 @@ from squeezeflow.core.step import ArtifactPath, Report, StepInputs, StepOutputs
 from squeezeflow.core.tflite import TfliteFile
 from squeezeflow.modelkit import clustered, conversion, data, proof, pruned, threads
 from squeezeflow.modelkit.source import open_source
-from squeezeflow.quantizer import calibration, checks, modes, unrolling
+from squeezeflow.quantizer import biases, calibration, checks, modes, unrolling
 from squeezeflow.v1 import artifact_pb2, technique_pb2
 
 
@@ -52,6 +52,8 @@ def run_converter(params: technique_pb2.Quantize, inputs: StepInputs, report: Re
         told += conversion.convert_sparse(converter, target)
     else:
         prepared.convert(converter, target)
+    if mode.name == "int16x8":
+        biases.set_right(target)
     converted = time.perf_counter()
 
     report(0.8, "proving")
