@@ -12,7 +12,11 @@ PER_CHANNEL = frozenset({"Conv2D"})
 
 
 def cluster_reason(layer: Any) -> str:
-    """Says why clustering leaves a layer as it is; empty where its kernels are clustered."""
+    """Says why clustering leaves a layer as it is; empty where kernels of it, or inside of it, are clustered."""
+    return layer_kernels.reason_of_parts(layer, _reason)
+
+
+def _reason(layer: Any) -> str:
     reason = layer_kernels.without_kernels(layer, "cluster", CLUSTERED_KERNELS)
     if not reason and str(getattr(layer, "compute_dtype", "") or "") == "float16":
         return "computes in float16 (mixed precision), which TFMOT cannot cluster; save the model in float32"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import operator
-
 import numpy as np
 
 from squeezeflow.core import invariants
 from squeezeflow.core.tflite import TfliteFile
-from squeezeflow.modelkit import layers, naming
+from squeezeflow.modelkit import layer_kernels, naming
 from squeezeflow.modelkit.clusterable import CLUSTERED_KERNELS
 from squeezeflow.modelkit.source import Source
 from squeezeflow.v1 import step_pb2
@@ -25,9 +23,9 @@ def cluster_targets(source: Source) -> tuple[invariants.ClusterTarget, ...]:
     if source.model is None:
         return ()
     found = [
-        (layer.name, np.asarray(operator.attrgetter(attribute)(layer)))
-        for _, layer in layers.walk(source.model)
-        for attribute in CLUSTERED_KERNELS.get(type(layer).__name__, ())
+        (part.short_path, np.asarray(kernel.weight))
+        for part in layer_kernels.parts(source.model)
+        for kernel in part.kernels(CLUSTERED_KERNELS)
     ]
     names = naming.unique([name for name, _ in found])
     return invariants.cluster_targets(dict(zip(names, (kernel for _, kernel in found), strict=True)))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import operator
-
 import numpy as np
 
 from squeezeflow.core import invariants
 from squeezeflow.core.tflite import TfliteFile
-from squeezeflow.modelkit import layers, naming, support
+from squeezeflow.modelkit import layer_kernels, naming, support
 from squeezeflow.modelkit.source import Source
 from squeezeflow.v1 import step_pb2
 
@@ -31,8 +29,8 @@ def kernels_by_layer(source: Source) -> dict[str, np.ndarray]:
         plain = [kernel for kernel in saved_kernels.variables(source) if kernel.variable.input_axis is not None]
         return {kernel.name: kernel.values for kernel in plain if not kernel.reason}
     found = [
-        (layer.name, np.asarray(operator.attrgetter(attribute)(layer)))
-        for _, layer in layers.walk(source.model)
-        for attribute in support.PRUNED_KERNELS.get(type(layer).__name__, ())
+        (part.short_path, np.asarray(kernel.weight))
+        for part in layer_kernels.parts(source.model)
+        for kernel in part.kernels(support.PRUNED_KERNELS)
     ]
     return dict(zip(naming.unique([name for name, _ in found]), [kernel for _, kernel in found], strict=True))

@@ -14,7 +14,6 @@ from squeezeflow.modelkit import layer_kernels, unrolled
 PRUNED_KERNELS = {name: kernels for name, kernels in layer_kernels.KERNELS.items() if name != "Conv1DTranspose"}
 # Their kernels keep the outputs before the inputs.
 OUTPUTS_FIRST = frozenset({"Conv2DTranspose", "Conv3DTranspose"})
-_WRAPPERS = frozenset({"Bidirectional", "TimeDistributed", "RNN", "SpectralNormalization"})
 _TEXT = frozenset({"StringLookup", "TextVectorization", "Hashing", "HashedCrossing"})
 # Their loops were seen to kill the converter (SIGSEGV) while it calibrates.
 _KILLS_CALIBRATION = frozenset({"GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"})
@@ -40,11 +39,10 @@ _ACTIVATIONS_WITHOUT_INT16 = {
 
 
 def prune_reason(layer: Any) -> str:
-    """Says why pruning leaves a layer as it is; empty where its kernels are pruned."""
-    name = type(layer).__name__
-    if layer.weights and name in _WRAPPERS:
-        return f"TFMOT does not reach the kernels inside {name}"
-    return layer_kernels.without_kernels(layer, "prune", PRUNED_KERNELS)
+    """Says why pruning leaves a layer as it is; empty where kernels of it, or inside of it, are pruned."""
+    return layer_kernels.reason_of_parts(
+        layer, lambda part: layer_kernels.without_kernels(part, "prune", PRUNED_KERNELS)
+    )
 
 
 def quantize_reason(layer: Any) -> str:

@@ -8,46 +8,30 @@ from dataclasses import dataclass
 from typing import Any
 
 from squeezeflow.core.errors import SqueezeflowError
-from squeezeflow.modelkit import layers, selection
+from squeezeflow.modelkit import selection
 from squeezeflow.modelkit.clusterable import CLUSTERED_KERNELS, cluster_reason
-from squeezeflow.modelkit.layer_kernels import DONE
+from squeezeflow.modelkit.layer_kernels import DONE, Kernel, Part, parts
 from squeezeflow.modelkit.support import PRUNED_KERNELS, prune_reason
 from squeezeflow.v1 import technique_pb2
 
 FROZEN = "frozen (trainable is false): its weights stay as they are; save the model with it trainable to {} it"
+SHARED = "lies in {}: a kernel that several layers hold is left as it is; give each a layer of its own"
 _REASONS: Mapping[str, Callable[[Any], str]] = {"prune": prune_reason, "cluster": cluster_reason}
 _KERNELS = {"prune": PRUNED_KERNELS, "cluster": CLUSTERED_KERNELS}
 _ADVICE = {"prune": "choose other layers", "cluster": "ask for fewer clusters"}
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """A kernel of a layer.
-
-    Attributes:
-        name: of the layer, with that of the weight where the layer has several kernels.
-        attribute: where the layer keeps it.
-        weight: the variable; of a SavedModel, its values.
-    """
-
-    name: str
-    attribute: str
-    weight: Any
-
-
-@dataclass(frozen=True)
 class Candidate:
-    """A layer, and what a technique may change in it.
+    """A layer, or a part of one, and what a technique may change in it.
 
     Attributes:
-        path: its name, nested models' layers under the path of their model.
-        layer: the layer.
+        part: the layer.
         kernels: empty where nothing may be changed.
         reason: why not; empty where something may.
     """
 
-    path: str
-    layer: Any
+    part: Part
     kernels: tuple[Kernel, ...] = ()
     reason: str = ""
 
@@ -55,7 +39,7 @@ class Candidate:
 def candidates(
     model: Any, technique: str, chosen: technique_pb2.LayerSelection, rules: Iterable[tuple[str, str]]
 ) -> list[Candidate]:
-    """Looks at every layer of a tf_keras model.
+    """Looks at every layer of a tf_keras model, and at the layers and cells inside of wrappers.
 
     Args:
         technique: `prune` or `cluster`.
@@ -64,18 +48,22 @@ def candidates(
 
     Errors: INVALID_PARAMETER for a pattern that names no layer.
     """
-    found: dict[int, tuple[str, Any]] = {}
-    for path, layer in layers.walk(model):
-        found.setdefault(id(layer), (path, layer))
-    require_matches(chosen, rules, [path for path, _ in found.values()])
+    found: dict[int, Part] = {}
+    around: dict[int, dict[int, str]] = {}
+    for part in parts(model):
+        found.setdefault(id(part.layer), part)
+        around.setdefault(id(part.layer), {})[id(part.outer)] = part.outer_path
+    require_matches(chosen, rules, [name for part in found.values() for name in (*part.within, part.path)])
     trained = {id(weight) for weight in model.trainable_weights}
     result = []
-    for path, layer in found.values():
-        reason = _REASONS[technique](layer) or selection.left_out(chosen, path)
-        kernels = () if reason else _kernels(path, layer, _KERNELS[technique][type(layer).__name__])
+    for part in found.values():
+        reason = _REASONS[technique](part.layer) or selection.left_out(chosen, part.path, part.within)
+        kernels = () if reason else part.kernels(_KERNELS[technique])
         if any(id(kernel.weight) not in trained for kernel in kernels):
             kernels, reason = (), FROZEN.format(technique)
-        result.append(Candidate(path, layer, kernels, reason))
+        if kernels and len(around[id(part.layer)]) > 1:
+            kernels, reason = (), SHARED.format(" and ".join(around[id(part.layer)].values()))
+        result.append(Candidate(part, kernels, reason))
     return result
 
 
@@ -103,21 +91,6 @@ def weights_of(model: Any, plans: Iterable[Any]) -> dict[str, Any]:
     Args:
         plans: each with the `path` of a layer and its `kernels`, which have a `name` and an `attribute`.
     """
-    found = dict(layers.walk(model))
-    return {
-        kernel.name: operator.attrgetter(kernel.attribute)(found[plan.path])
-        for plan in plans
-        for kernel in plan.kernels
-    }
-
-
-def _kernels(path: str, layer: Any, attributes: Sequence[str]) -> tuple[Kernel, ...]:
-    weights = [operator.attrgetter(attribute)(layer) for attribute in attributes]
-    names = [path] if len(weights) == 1 else [f"{path}/{_tail(layer, attribute)}" for attribute in attributes]
-    return tuple(Kernel(*kernel) for kernel in zip(names, attributes, weights, strict=True))
-
-
-def _tail(layer: Any, attribute: str) -> str:
-    """Gives `lstm_cell/kernel` for `cell.kernel`."""
-    owner, _, name = attribute.rpartition(".")
-    return f"{operator.attrgetter(owner)(layer).name}/{name}" if owner else name
+    found = {part.path: part.layer for part in parts(model)}
+    kernels = ((found[plan.path], kernel) for plan in plans for kernel in plan.kernels)
+    return {kernel.name: operator.attrgetter(kernel.attribute)(layer) for layer, kernel in kernels}

@@ -20,11 +20,12 @@ from squeezeflow.core import invariants
 from squeezeflow.core.step import Report, StepInputs, StepOutputs
 from squeezeflow.modelkit import layers
 from squeezeflow.modelkit.finetune import Training
+from squeezeflow.modelkit.layer_kernels import parts
 from squeezeflow.modelkit.source import Source
 from squeezeflow.pruner import cluster_plan, step
 from squeezeflow.pruner.cluster_centroids import METHODS, first_centroids, share_values
 from squeezeflow.pruner.cluster_plan import ClusterPlan, KernelPlan
-from squeezeflow.pruner.cluster_wrapper import Clustered
+from squeezeflow.pruner.cluster_wrapper import Clustered, ClusteredKernel
 from squeezeflow.pruner.method import Arrays, Wrapped
 from squeezeflow.v1 import step_pb2, technique_pb2
 
@@ -103,15 +104,18 @@ class WrappedCopy:
         self._weights = list(copy.weights)
         self._wrappers: list[Clustered] = []
         chosen = {plan.path: plan for plan in plans if plan.kernels}
-        found = {id(layer): chosen[path] for path, layer in layers.walk(copy) if path in chosen}
+        found: dict[int, list[ClusteredKernel]] = {}
+        for part in parts(copy):
+            for plan in chosen[part.path].kernels if part.path in chosen else ():
+                kernel = ClusteredKernel.of(plan, part.layer, first_centroids(plan, method, seed))
+                found.setdefault(id(part.outer), []).append(kernel)
 
         def clone(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
             if isinstance(layer, tf_keras.Model):
                 return tf_keras.models.clone_model(layer, clone_function=clone)
             if id(layer) not in found:
                 return layer
-            kernels = found[id(layer)].kernels
-            wrapper = Clustered(layer, [(kernel, first_centroids(kernel, method, seed)) for kernel in kernels])
+            wrapper = Clustered(layer, found[id(layer)])
             self._wrappers.append(wrapper)
             return wrapper
 
@@ -134,4 +138,7 @@ def copy_of(model: tf_keras.Model) -> tf_keras.Model:
     copy.set_weights(model.get_weights())
     for (_, layer), (_, other) in zip(layers.walk(model), layers.walk(copy), strict=True):
         other.trainable = layer.trainable
+    # After the wrappers, which tell all that they hold.
+    for part, other in zip(parts(model), parts(copy), strict=True):
+        other.layer.trainable = part.layer.trainable
     return copy

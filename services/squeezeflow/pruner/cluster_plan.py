@@ -53,7 +53,8 @@ class ClusterPlan:
     """What happens to one layer.
 
     Attributes:
-        path: its name, nested models' layers under the path of their model; of a SavedModel, the variable's.
+        path: its name, nested models' layers under the path of their model, those inside of a wrapper under its name;
+            of a SavedModel, the variable's.
         class_name: Keras class; of a SavedModel, the operations that take it.
         layer: None for a SavedModel.
         kernels: what is clustered; empty where nothing is.
@@ -110,25 +111,33 @@ def _rules(params: technique_pb2.Cluster) -> list[tuple[str, str]]:
 
 
 def _plan(candidate: Candidate, params: technique_pb2.Cluster) -> ClusterPlan:
-    name = type(candidate.layer).__name__
+    path, layer = candidate.part.path, candidate.part.layer
+    name = type(layer).__name__
     if candidate.reason:
-        return ClusterPlan(candidate.path, name, candidate.layer, reason=candidate.reason)
+        return ClusterPlan(path, name, layer, reason=candidate.reason)
     found = [(kernel.name, kernel.attribute, kernel.weight.numpy()) for kernel in candidate.kernels]
-    kernels, reason = _plan_kernels(candidate.path, found, params, by_channel=name in PER_CHANNEL)
-    return ClusterPlan(candidate.path, name, candidate.layer, kernels, reason)
+    within = candidate.part.within
+    kernels, reason = _plan_kernels(path, found, params, within=within, by_channel=name in PER_CHANNEL)
+    return ClusterPlan(path, name, layer, kernels, reason)
 
 
 def _plan_kernels(
-    path: str, found: Sequence[tuple[str, str, np.ndarray]], params: technique_pb2.Cluster, *, by_channel: bool
+    path: str,
+    found: Sequence[tuple[str, str, np.ndarray]],
+    params: technique_pb2.Cluster,
+    *,
+    within: Sequence[str] = (),
+    by_channel: bool,
 ) -> tuple[tuple[KernelPlan, ...], str]:
     """Decides for the kernels of one layer: gives what is clustered, and what is not as it was asked for.
 
     Args:
         found: (name, attribute, values) of each.
+        within: the names of the wrappers that the layer lies in.
         by_channel: its channels could have centroids of their own.
     """
     rules = [(rule.pattern, rule.number_of_clusters) for rule in params.layer_clusters]
-    clusters = selection.setting_of(rules, path, params.number_of_clusters)
+    clusters = selection.setting_of(rules, path, params.number_of_clusters, within)
     per_channel = params.per_channel and by_channel
     fewest = min(values.size // values.shape[-1] if per_channel else values.size for _, _, values in found)
     if fewest <= clusters:

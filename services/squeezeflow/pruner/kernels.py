@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from squeezeflow.modelkit import selection, support
+from squeezeflow.modelkit.layer_kernels import Kernel
 from squeezeflow.modelkit.source import Source
 from squeezeflow.pruner import patterns, saved_model
-from squeezeflow.pruner.candidates import Candidate, Kernel, candidates, refuse_all, require_matches
+from squeezeflow.pruner.candidates import Candidate, candidates, refuse_all, require_matches
 from squeezeflow.pruner.patterns import Pattern
 from squeezeflow.v1 import technique_pb2
 
@@ -26,7 +27,8 @@ class LayerPlan:
     """What happens to one layer.
 
     Attributes:
-        path: its name, nested models' layers under the path of their model; of a SavedModel, the variable's.
+        path: its name, nested models' layers under the path of their model, those inside of a wrapper under its name;
+            of a SavedModel, the variable's.
         class_name: its Keras class; of a SavedModel, the operations that take it.
         layer: None for a SavedModel.
         kernels: what is pruned; empty where nothing is.
@@ -61,16 +63,16 @@ def rules(params: technique_pb2.Prune) -> list[tuple[str, str]]:
     return [("layer_sparsities", rule.pattern) for rule in params.layer_sparsities]
 
 
-def sparsity_of(params: technique_pb2.Prune, name: str) -> float:
+def sparsity_of(params: technique_pb2.Prune, name: str, within: Sequence[str] = ()) -> float:
     """Gives the share of zeros that is asked for a layer: the last pattern that names it counts."""
     shares = [(rule.pattern, rule.sparsity) for rule in params.layer_sparsities]
-    return selection.setting_of(shares, name, params.sparsity)
+    return selection.setting_of(shares, name, params.sparsity, within)
 
 
 def _plan(candidate: Candidate, params: technique_pb2.Prune) -> LayerPlan:
-    path, layer = candidate.path, candidate.layer
+    path, layer = candidate.part.path, candidate.part.layer
     name = type(layer).__name__
-    pattern = patterns.pattern_of(params, sparsity_of(params, path))
+    pattern = patterns.pattern_of(params, sparsity_of(params, path, candidate.part.within))
     reason = candidate.reason or _reason(candidate, pattern, one_shot=params.one_shot)
     if reason:
         return LayerPlan(path, name, layer, reason=reason)
@@ -79,9 +81,9 @@ def _plan(candidate: Candidate, params: technique_pb2.Prune) -> LayerPlan:
 
 def _reason(candidate: Candidate, pattern: Pattern, *, one_shot: bool) -> str:
     """Says why kernels that may be pruned cannot be in this pattern; empty where they can."""
-    if str(candidate.layer.compute_dtype) == "float16":
+    if str(candidate.part.layer.compute_dtype) == "float16":
         return MIXED
-    if pattern.m_by_n and type(candidate.layer).__name__ in support.OUTPUTS_FIRST:
+    if pattern.m_by_n and type(candidate.part.layer).__name__ in support.OUTPUTS_FIRST:
         return TRANSPOSED
     shapes = [kernel.weight.shape.as_list() for kernel in candidate.kernels]
     reason = patterns.left_out(pattern, shapes)

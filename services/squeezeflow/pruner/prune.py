@@ -19,11 +19,13 @@ import tf_keras
 
 from squeezeflow.core.step import Report, StepInputs, StepOutputs
 from squeezeflow.modelkit.finetune import Training
+from squeezeflow.modelkit.layer_kernels import parts
 from squeezeflow.modelkit.source import Source
 from squeezeflow.pruner import kernels, patterns, step
 from squeezeflow.pruner.kernels import LayerPlan
 from squeezeflow.pruner.method import Arrays, Wrapped
 from squeezeflow.pruner.patterns import Pattern
+from squeezeflow.pruner.prune_wrapper import MaskedKernel, Pruned
 from squeezeflow.pruner.schedule import Schedule, schedule
 from squeezeflow.pruner.summaries import Summaries
 from squeezeflow.v1 import step_pb2, technique_pb2
@@ -104,22 +106,18 @@ def wrap(
         model: freshly loaded; its weights change with those of the result.
         when: the steps at which masks are chosen.
     """
-    chosen = {id(plan.layer): plan.pattern for plan in plans if plan.pattern}
     growth = _growth(params, when)
+    outer = {part.path: part.outer for part in parts(model)}
+    chosen: dict[int, list[MaskedKernel]] = {}
+    for plan in plans:
+        if plan.pattern:
+            masked = [MaskedKernel(kernel.weight, plan.pattern, growth(plan.pattern)) for kernel in plan.kernels]
+            chosen.setdefault(id(outer[plan.path]), []).extend(masked)
 
     def clone(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
         if isinstance(layer, tf_keras.Model):
             return tf_keras.models.clone_model(layer, clone_function=clone)
-        pattern = chosen.get(id(layer))
-        if pattern is None:
-            return layer
-        return tfmot.sparsity.keras.prune_low_magnitude(
-            layer,
-            growth(pattern),
-            block_size=pattern.block,
-            block_pooling_type="MAX" if pattern.largest else "AVG",
-            sparsity_m_by_n=pattern.m_by_n,
-        )
+        return Pruned(layer, chosen[id(layer)]) if id(layer) in chosen else layer
 
     return tf_keras.models.clone_model(model, clone_function=clone)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from squeezeflow.core import invariants
 from squeezeflow.core.errors import SqueezeflowError
-from squeezeflow.modelkit import layers, selection
+from squeezeflow.modelkit import layer_kernels, layers, selection
 from squeezeflow.modelkit.clusterable import CLUSTERED_KERNELS
 from squeezeflow.modelkit.quantizable import INPUT_REASON, KERNELS, NORMALIZATION, normalized_by, train_quantized_reason
 from squeezeflow.modelkit.support import PRUNED_KERNELS
@@ -111,8 +110,8 @@ def _is_dense(layer: Any) -> bool:
 
 
 def _kernels(layer: Any, table: Mapping[str, tuple[str, ...]]) -> dict[str, np.ndarray]:
-    attributes = table.get(type(layer).__name__, ())
-    return {f"{layer.name}/{name}": np.asarray(operator.attrgetter(name)(layer)) for name in attributes}
+    parts = layer_kernels.parts_of(layer, layer.name)
+    return {kernel.name: np.asarray(kernel.weight) for part in parts for kernel in part.kernels(table)}
 
 
 def _kept(layer: Any, params: technique_pb2.TrainQuantized) -> tuple[str, ...]:

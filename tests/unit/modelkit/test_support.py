@@ -20,7 +20,12 @@ def built(layer: Any, *shape: int | None) -> Any:
 def test_what_is_pruned_is_what_tfmot_prunes() -> None:
     from tensorflow_model_optimization.python.core.sparsity.keras.prune_registry import PruneRegistry
 
-    registry = {layer.__name__: tuple(names) for layer, names in PruneRegistry._LAYERS_WEIGHTS_MAP.items() if names}
+    registry = {
+        layer.__name__: tuple(names)
+        for table in (PruneRegistry._LAYERS_WEIGHTS_MAP, PruneRegistry._RNN_CELLS_WEIGHTS_MAP)
+        for layer, names in table.items()
+        if names
+    }
     assert registry == {name: kernels for name, kernels in support.PRUNED_KERNELS.items() if "cell" not in kernels[0]}
     recurrent = {layer.__name__ for layer in PruneRegistry._RNN_LAYERS} - {"RNN"}
     assert recurrent == {name for name, kernels in support.PRUNED_KERNELS.items() if "cell" in kernels[0]}
