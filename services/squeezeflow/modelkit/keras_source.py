@@ -23,6 +23,7 @@ import tensorflow as tf
 
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.modelkit import compile_config, layers, naming, serving
+from squeezeflow.modelkit.inner_values import InnerValues
 from squeezeflow.modelkit.source import Arrays
 from squeezeflow.v1 import contract_pb2
 
@@ -150,6 +151,10 @@ class KerasSource:
         """Gives the outputs by contract name for a batch of samples by contract name."""
         arrays = [np.asarray(inputs[tensor.name], dtype=tensor.dtype) for tensor in self.contract.inputs]
         return dict(zip(self.signature_outputs, self._served.predict(arrays), strict=True))
+
+    def inside(self, sample: Arrays) -> InnerValues:
+        """Looks into the trace while it computes one sample, given by contract name."""
+        return InnerValues(self._served.function, [sample[tensor.name] for tensor in self.contract.inputs])
 
     def converter(self) -> Any:
         """Gives a fresh TFLiteConverter of the model's one signature."""

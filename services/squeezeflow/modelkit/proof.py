@@ -18,7 +18,8 @@ from squeezeflow.core.contracts import PROBABILITY_OPS
 from squeezeflow.core.datasets import BoundData, synthetic_inputs
 from squeezeflow.core.litert import Runner
 from squeezeflow.core.tflite import TfliteFile
-from squeezeflow.modelkit import matching
+from squeezeflow.modelkit import locating, matching
+from squeezeflow.modelkit.locating import Compared
 from squeezeflow.modelkit.source import Source
 from squeezeflow.v1 import contract_pb2, step_pb2
 
@@ -86,18 +87,20 @@ def prove(
     steps = {t.name: file.output_step(file.output_names[t.signature_name]) for t in contract.outputs}
     # The source's weights are needed only to tell whether a zero kernel was zero before.
     zeroed = any(weight.zeros == weight.tensor.size for weight in file.weights)
+    checked = [
+        invariants.finite(every_output),
+        invariants.alive(
+            every_expected,
+            every_output,
+            kernels=file,
+            source_kernels=source.kernels() if zeroed else {},
+            output_steps=steps,
+        ),
+        invariants.close(every_expected, every_output, mode=mode, min_sqnr_db=min_sqnr_db),
+    ]
+    compared = Compared(samples, expected, outputs)
     proved = invariants.require(
-        [
-            invariants.finite(every_output),
-            invariants.alive(
-                every_expected,
-                every_output,
-                kernels=file,
-                source_kernels=source.kernels() if zeroed else {},
-                output_steps=steps,
-            ),
-            invariants.close(every_expected, every_output, mode=mode, min_sqnr_db=min_sqnr_db),
-        ]
+        locating.in_file(checked, source, file, contract, compared, mode=mode, min_sqnr_db=min_sqnr_db, threads=threads)
     )
     add_data(contract, bound)
     add_golden_samples(contract, samples, expected)
@@ -154,13 +157,12 @@ def prove_same(source: Source, other: Source, *, bound: BoundData | None, seed: 
     samples = {inputs[name]: array for name, array in samples.items()}
     expected = {outputs[name]: array for name, array in expected.items()}
     found = other.predict(samples)
-    proved = invariants.require(
-        [
-            invariants.finite(found),
-            invariants.alive(expected, found, kernels=other.kernels(), source_kernels=source.kernels()),
-            invariants.close(expected, found, mode="float32"),
-        ]
-    )
+    checked = [
+        invariants.finite(found),
+        invariants.alive(expected, found, kernels=other.kernels(), source_kernels=source.kernels()),
+        invariants.close(expected, found, mode="float32"),
+    ]
+    proved = invariants.require(locating.in_model(checked, other, Compared(samples, expected, found), source))
     contract = contract_pb2.Contract()
     contract.CopyFrom(other.contract)
     for tensor in source.contract.outputs:

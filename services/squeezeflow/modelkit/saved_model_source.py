@@ -18,6 +18,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.modelkit import fixed_batch, serving
 from squeezeflow.modelkit.compile_config import CompileConfig
+from squeezeflow.modelkit.inner_values import InnerValues
 from squeezeflow.modelkit.source import Arrays
 from squeezeflow.v1 import contract_pb2
 
@@ -217,6 +218,10 @@ class SavedModelSource:
         given = {t.name: tf.constant(a) for t, a in zip(self.contract.inputs, arrays, strict=True)}
         results = self._function(**given)
         return [results[name].numpy() for name in self.signature_outputs]
+
+    def inside(self, sample: Arrays) -> InnerValues:
+        """Looks into the signature while it computes one sample, given by contract name."""
+        return InnerValues(self._function, [sample[tensor.name] for tensor in self.contract.inputs])
 
     def converter(self) -> Any:
         """Gives a fresh TFLiteConverter of the chosen signature; of a copy with batch 1 where its loops need that."""

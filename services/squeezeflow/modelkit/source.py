@@ -7,7 +7,7 @@ a Keras model where its signature is that model's forward pass (`keras_saved_mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,12 +15,26 @@ import numpy as np
 import numpy.typing as npt
 
 from squeezeflow.core.errors import SqueezeflowError
+from squeezeflow.core.invariants.origins import Key, Node
 from squeezeflow.core.step import ArtifactPath
 from squeezeflow.modelkit import scan
 from squeezeflow.modelkit.compile_config import CompileConfig
 from squeezeflow.v1 import artifact_pb2, contract_pb2
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class Inside(Protocol):
+    """A model while it computes one sample."""
+
+    def like(self, nodes: Sequence[Node]) -> dict[Key, list[np.ndarray]]:
+        """Gives, by node of another graph, the tensors that it may be by its names; absent where they tell none."""
+
+    def nodes(self) -> tuple[list[Node], Mapping[Key, np.ndarray]]:
+        """Gives all computed floats, in an order of execution, and their values by key."""
+
+    def constants(self, node: Node) -> str:
+        """Names the weights that are not finite among what a node takes; empty where there are none."""
 
 
 class Source(Protocol):
@@ -50,6 +64,9 @@ class Source(Protocol):
 
     def predict(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Gives the outputs by contract name for a batch of samples by contract name."""
+
+    def inside(self, sample: Arrays) -> Inside:
+        """Looks into the model while it computes one sample, given by contract name; for explaining failures."""
 
     def converter(self) -> Any:
         """Gives a fresh TFLiteConverter of the model's one signature."""

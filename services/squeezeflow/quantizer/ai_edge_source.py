@@ -11,6 +11,7 @@ import numpy as np
 from squeezeflow.core import contracts
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.core.litert import Runner
+from squeezeflow.core.litert.tracing import Trace
 from squeezeflow.core.step import StepInputs
 from squeezeflow.core.tflite import TfliteFile
 from squeezeflow.core.tflite.values import FLOATS
@@ -44,6 +45,10 @@ class TfliteSource:
     def predict(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Gives the outputs by contract name for a batch of samples by contract name."""
         return self._runner.invoke(inputs)
+
+    def inside(self, sample: Arrays) -> Trace:
+        """Looks into the file while it computes one sample, given by contract name. Errors: UntraceableError."""
+        return Trace(self._runner.file, self.contract, sample)
 
     def converter(self) -> Any:
         """Refuses: what is converted has another format. Errors: UNSUPPORTED_INPUT."""

@@ -7,6 +7,7 @@ sparsity   zeros of pruned tensors, found again in the final file
 patterns   zeros in blocks, and m of every n, in the final kernels
 integers   which operators and weights really are integers
 weights    int4 beside int8 beside float: every weight as it was planned
+origins    where in a graph a wrong output begins
 verdict    refusal of a result whose invariants do not hold
 
 The meanings were measured: looser ones mean nothing, tighter ones fail correct models.

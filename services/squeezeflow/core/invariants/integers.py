@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator
 
-from squeezeflow.core.invariants.places import weight_place
+from squeezeflow.core.invariants.places import tensor_place, weight_place
 from squeezeflow.core.tflite import Operator, Tensor, TfliteFile, Weight
 from squeezeflow.core.tflite.arithmetic import DYNAMIC_MINIMUM, HYBRID_KERNELS, INTEGER, arithmetic
 from squeezeflow.core.tflite.values import FLOATS
@@ -131,8 +131,10 @@ def _asymmetric(file: TfliteFile) -> tuple[int, list[str]]:
 
 def _wrong_input_output(file: TfliteFile, dtype: str) -> list[str]:
     ends: list[Tensor] = [file.main.tensors[index] for index in (*file.inputs, *file.outputs)]
-    floats = [tensor.name for tensor in ends if tensor.dtype in FLOATS]
-    others = [f"{tensor.name} {tensor.dtype}" for tensor in ends if tensor.scales and tensor.dtype != dtype]
+    floats = [tensor_place(file, tensor) for tensor in ends if tensor.dtype in FLOATS]
+    others = [
+        f"{tensor_place(file, tensor)} {tensor.dtype}" for tensor in ends if tensor.scales and tensor.dtype != dtype
+    ]
     problems = [f"float inputs or outputs: {', '.join(floats)}"] if floats else []
     return [*problems, *([f"inputs or outputs that are not {dtype}: {', '.join(others)}"] if others else [])]
 
@@ -148,9 +150,11 @@ def _not_int16x8(file: TfliteFile) -> Iterator[str]:
         places = BIASES.get(operator.name, ())
         for bias in (graph.tensors[operator.inputs[p]] for p in places if _input(operator, p) >= 0):
             if bias.constant and bias.dtype != "int64":
-                yield f"bias {bias.name} of {operator.name} is {bias.dtype}"
-    computed = (tensor for graph in file.subgraphs for tensor in graph.tensors if not tensor.constant and tensor.scales)
-    yield from (f"{tensor.name} is {tensor.dtype}" for tensor in computed if tensor.dtype != "int16")
+                yield f"bias {tensor_place(file, bias, weight.subgraph)} of {operator.name} is {bias.dtype}"
+    for number, graph in enumerate(file.subgraphs):
+        computed = (tensor for tensor in graph.tensors if not tensor.constant and tensor.scales)
+        wider = [tensor for tensor in computed if tensor.dtype != "int16"]
+        yield from (f"{tensor_place(file, tensor, number)} is {tensor.dtype}" for tensor in wider)
 
 
 def _input(operator: Operator, place: int) -> int:

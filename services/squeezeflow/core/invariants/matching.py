@@ -32,10 +32,15 @@ def find_kernels(
         fit_of: gives, for a kernel or the quarter of one, what scores a constant of the same size.
     """
     constants = [tensor for graph in file.subgraphs for tensor in graph.tensors if tensor.constant and tensor.size > 1]
+    # Only an LSTM operator takes a kernel as four, and it takes none whole: one gate of the recurrent kernel may have
+    # the size of the whole input kernel, and any other constants that of its quarters.
+    in_lstm = {id(weight.tensor) for weight in file.weights if weight.operator.endswith("LSTM")}
+    whole = [tensor for tensor in constants if id(tensor) not in in_lstm]
+    gates = [tensor for tensor in constants if id(tensor) in in_lstm]
     found: dict[str, list[Tensor]] = {}
     taken: set[int] = set()
     for layer, values in kernels:
-        parts = _parts(layer, values, constants, taken, fit_of)
+        parts = _parts(layer, values, whole, gates, taken, fit_of)
         if parts:
             found[layer] = parts
             taken.update(id(part) for part in parts)
@@ -53,17 +58,25 @@ def layouts(kernel: Array) -> Iterator[Array]:
 
 
 def _parts(
-    layer: str, values: Array, constants: Sequence[Tensor], taken: set[int], fit_of: Callable[[Array], Fit]
+    layer: str,
+    values: Array,
+    wholes: Sequence[Tensor],
+    gates_of_lstm: Sequence[Tensor],
+    taken: set[int],
+    fit_of: Callable[[Array], Fit],
 ) -> list[Tensor]:
     """Gives the one tensor that holds a kernel, or the four that hold an LSTM's, or none."""
-    whole = _best(layer, [values], constants, taken, fit_of)
+    whole = _best(layer, [values], wholes, taken, fit_of)
     if values.ndim != 2 or values.shape[1] % LSTM_GATES:
         return whole
     quarters = np.split(values, LSTM_GATES, axis=1)
-    gates = _best(layer, quarters, constants, taken, fit_of)
+    gates = _best(layer, quarters, gates_of_lstm, taken, fit_of)
     if not whole or not gates:
         return whole or gates
-    # One gate of the recurrent kernel may have the size of the whole input kernel: sizes alone do not tell.
+    # What is stored sparse cannot be scored, and gates never are.
+    if whole[0].sparse:
+        return whole
+    # Beside an LSTM, the kernel of another layer may have four times the size of a gate: sizes alone do not tell.
     fit_of_gates = sum(fit_of(quarter)(gate) for quarter, gate in zip(quarters, gates, strict=True)) / LSTM_GATES
     return whole if fit_of(values)(whole[0]) >= fit_of_gates else gates
 

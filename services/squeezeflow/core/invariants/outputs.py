@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from squeezeflow.core.figures import max_abs_diff, sqnr_db
+from squeezeflow.core.invariants.places import tensor_place
 from squeezeflow.core.tflite import TfliteFile
 from squeezeflow.v1 import step_pb2
 
@@ -142,9 +143,12 @@ def _zero_kernels(kernels: TfliteFile | Arrays | None, source: Arrays | None) ->
 def _kernels(kernels: TfliteFile | Arrays) -> Iterator[tuple[str, int, bool, int]]:
     if isinstance(kernels, TfliteFile):
         for weight in kernels.weights:
-            layer = kernels.layer_of(weight.tensor, weight.subgraph)
-            name = f"{weight.tensor.name} (layer {layer})" if layer else weight.tensor.name
-            yield name, weight.tensor.size, weight.zeros == weight.tensor.size, weight.zero_channels
+            yield (
+                tensor_place(kernels, weight.tensor, weight.subgraph),
+                weight.tensor.size,
+                weight.zeros == weight.tensor.size,
+                weight.zero_channels,
+            )
     else:
         for name, values in kernels.items():
             if values.ndim > 1:

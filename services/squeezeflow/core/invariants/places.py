@@ -16,6 +16,12 @@ def weight_place(file: TfliteFile, weight: Weight) -> str:
     return f"weight {weight.tensor.name} of {weight.operator}" + (f" in layer {layer}" if layer else "")
 
 
+def tensor_place(file: TfliteFile, tensor: Tensor, subgraph: int = 0) -> str:
+    """Gives `cnn/relu/Relu (layer relu)`, without a layer where no name tells one."""
+    layer = file.layer_of(tensor, subgraph)
+    return f"{tensor.name} (layer {layer})" if layer else tensor.name
+
+
 def tensor_names(tensors: Sequence[Tensor]) -> str:
     """Gives `in tensor a` or `in tensors a, b`, for a detail that names the layer already; empty for none."""
     if not tensors:
