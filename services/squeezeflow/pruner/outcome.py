@@ -13,7 +13,7 @@ from squeezeflow.core import figures, invariants
 from squeezeflow.core.datasets import BoundData
 from squeezeflow.core.sizes import sizes_of
 from squeezeflow.core.step import ArtifactPath
-from squeezeflow.modelkit import proof
+from squeezeflow.modelkit import locating, proof
 from squeezeflow.modelkit.keras_file import write_keras
 from squeezeflow.modelkit.layer_kernels import DONE
 from squeezeflow.modelkit.source import Source, open_source
@@ -75,20 +75,20 @@ def prove(
         method: says what was promised.
         plans: what was to be changed, and how.
 
-    Errors: NON_FINITE_OUTPUT, OUTPUT_MISMATCH, INVARIANT_BROKEN naming the layer.
+    Errors: NON_FINITE_OUTPUT and INVARIANT_BROKEN naming the layer, OUTPUT_MISMATCH naming the output.
     """
     saved = open_source(ArtifactPath(artifact_pb2.ARTIFACT_KIND_KERAS, path))
     outputs = saved.predict(before.samples)
     expected = dict(zip(outputs, made, strict=True))
     kernels = {name: weight.numpy() for name, weight in weights_of(saved.keras, plans).items()}
-    proved = invariants.require(
-        [
-            invariants.finite(outputs),
-            invariants.alive(before.outputs, outputs, kernels=saved.kernels(), source_kernels=before.kernels),
-            equal(expected, outputs),
-            *method.promises(kernels, plans),
-        ]
-    )
+    checked = [
+        invariants.finite(outputs),
+        invariants.alive(before.outputs, outputs, kernels=saved.kernels(), source_kernels=before.kernels),
+        equal(expected, outputs),
+        *method.promises(kernels, plans),
+    ]
+    compared = locating.Compared(before.samples, expected, outputs)
+    proved = invariants.require(locating.in_model(checked, saved, compared))
     proof.add_golden_samples(saved.contract, before.samples, outputs)
     difference = max(figures.max_abs_diff(expected[name], outputs[name]) for name in outputs)
     count = len(next(iter(outputs.values())))

@@ -11,7 +11,7 @@ from typing import Any
 
 from squeezeflow.core import invariants
 from squeezeflow.core.step import Report, StepInputs, StepOutputs
-from squeezeflow.modelkit import proof
+from squeezeflow.modelkit import locating, proof
 from squeezeflow.modelkit.source import open_source
 from squeezeflow.pruner import outcome, saved_model
 from squeezeflow.pruner.keras_step import DOING, Opened
@@ -42,14 +42,13 @@ def at_once(method: Method[Any], seed: int, inputs: StepInputs, opened: Opened, 
     before, found = (
         {variable.name: variable.values for variable in saved_model.variables(model)} for model in (source, saved)
     )
-    proved = invariants.require(
-        [
-            invariants.finite(outputs),
-            invariants.alive(expected, outputs, kernels=found, source_kernels=before),
-            *([outcome.equal(in_memory, outputs)] if in_memory else []),
-            *method.promises({name: found[name] for name in values}, plans),
-        ]
-    )
+    checked = [
+        invariants.finite(outputs),
+        invariants.alive(expected, outputs, kernels=found, source_kernels=before),
+        *([outcome.equal(in_memory, outputs)] if in_memory else []),
+        *method.promises({name: found[name] for name in values}, plans),
+    ]
+    proved = invariants.require(locating.in_model(checked, saved, locating.Compared(samples, expected, outputs)))
     proof.add_data(saved.contract, bound)
     proof.add_golden_samples(saved.contract, samples, outputs)
     return StepOutputs(

@@ -244,3 +244,19 @@ def test_a_saved_model_of_which_nothing_is_left_is_refused_with_the_reasons(tmp_
         prune_signature(tmp_path, matrices, "first", layers=only, block_height=64, sparsity=0.95)
     assert refusal.value.reason == "UNSUPPORTED_LAYER"
     assert refusal.value.metadata["b"] == "left out by the request: layers.exclude names b"
+
+
+def test_a_nan_is_named_with_the_layer_in_which_it_begins(tmp_path: Path, run: Run) -> None:
+    import tf_keras
+
+    first, second = tf_keras.layers.Dense(20, name="first"), tf_keras.layers.Dense(20, name="second")
+    source = save(tmp_path, first, second, classifier())
+    model = tf_keras.models.load_model(str(source))
+    kernel, bias = model.get_layer("second").get_weights()
+    bias[3] = np.nan
+    model.get_layer("second").set_weights([kernel, bias])
+    model.save(str(source))
+    with pytest.raises(SqueezeflowError) as caught:
+        run(source, None, layers=technique_pb2.LayerSelection(include=["first"]))
+    assert caught.value.reason == "NON_FINITE_OUTPUT"
+    assert "layer second" in caught.value.message
