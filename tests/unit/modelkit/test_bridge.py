@@ -19,6 +19,7 @@ from squeezeflow.modelkit import bridge, layers
 from squeezeflow.modelkit.bridge.replay import twin_of_model
 from squeezeflow.modelkit.flatten import flatten
 from squeezeflow.modelkit.keras_file import write_keras
+from squeezeflow.modelkit.proof import draw_samples
 from squeezeflow.modelkit.source import Source, open_source
 from squeezeflow.v1 import artifact_pb2
 
@@ -335,6 +336,35 @@ def test_a_twin_that_computes_something_else_is_refused_with_the_difference(tmp_
         bridge.trainable(opened(models.save(model, tmp_path / "model.keras")), "prune")
     assert caught.value.reason == "OUTPUT_MISMATCH"
     assert float(caught.value.metadata["difference"]) > 1e-3
+    assert caught.value.metadata["layer"] == "late"
+    assert "beginning with layer late" in caught.value.message
+
+
+@pytest.mark.parametrize("sensitive", [False, True], ids=["exact", "sensitive"])
+def test_rounding_is_forgiven_to_a_model_only_as_far_as_it_makes_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sensitive: bool
+) -> None:
+    # Where 1,000 is added and taken away again, the last bit of an input is a ten-thousandth of the output.
+    inner = [L.Rescaling(1.0, offset=1000.0), L.LayerNormalization()] if sensitive else [L.LayerNormalization()]
+    model = keras.Sequential([Input((64,)), *inner, L.Dense(3, name="head")])
+    shuffle(model)
+    source = opened(models.save(model, tmp_path / "model.keras"))
+
+    def nearly(given: Any) -> Any:
+        twin = twin_of_model(given)
+        bias = twin.get_layer("head").bias
+        bias.assign(
+            bias + 2e-5 * float(np.abs(source.predict(draw_samples(source.contract, None, 0)[0])["head"]).max())
+        )
+        return twin
+
+    monkeypatch.setattr(bridge, "twin_of_model", nearly)
+    if sensitive:
+        assert float(bridge.trainable(source, "prune").notes[-1].rpartition(" ")[2]) > 1e-5
+        return
+    with pytest.raises(SqueezeflowError) as caught:
+        bridge.trainable(source, "prune")
+    assert caught.value.reason == "OUTPUT_MISMATCH"
 
 
 def test_real_samples_are_compared_besides_random_ones(tmp_path: Path) -> None:

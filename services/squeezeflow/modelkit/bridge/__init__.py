@@ -8,6 +8,7 @@ activations activations that tf_keras has not, or has with other values
 operations  `keras.ops` in a graph → tf_keras layers and TensorFlow functions; `call` is one use, `shapes` moves values
 weights     values into the twin
 replay      the graph; nested models stay nested
+locate      the layer in which a twin is off
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from squeezeflow.core import figures, invariants
 from squeezeflow.core.datasets import BoundData
 from squeezeflow.core.errors import SqueezeflowError
 from squeezeflow.modelkit import proof
+from squeezeflow.modelkit.bridge.locate import first_off
 from squeezeflow.modelkit.bridge.replay import twin_of_model
 from squeezeflow.modelkit.keras_source import KerasSource
 from squeezeflow.modelkit.layers import walk
@@ -87,12 +89,14 @@ def _compare(source: Source, twin: Source, bound: BoundData | None) -> tuple[flo
         if not difference <= limit:
             limit = max(limit, min(EQUAL_SENSITIVE, SENSITIVE * _sensitivity(source, samples, name, values) / largest))
         if not difference <= limit:
+            layer = first_off(source.model, twin.keras, samples, limit)
             raise SqueezeflowError(
                 "OUTPUT_MISMATCH",
                 f"output {name} of the model rebuilt in tf_keras differs from the Keras 3 model's by {difference:.3g} "
-                f"of its largest value (limit {limit:g}, {origin}): save the model with tf_keras "
+                f"of its largest value (limit {limit:g}, {origin})"
+                f"{f', beginning with layer {layer}' if layer else ''}: save the model with tf_keras "
                 "(TF_USE_LEGACY_KERAS=1) to train it",
-                metadata={"output": name, "difference": difference},
+                metadata={"output": name, "difference": difference, **({"layer": layer} if layer else {})},
             )
         worst = max(worst, difference)
     return worst, origin
