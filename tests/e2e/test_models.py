@@ -48,7 +48,8 @@ def test_a_published_saved_model_that_is_not_keras_converts_to_what_its_authors_
 ) -> None:
     done = succeeded(client.compress(DATA / "models" / "basic_pitch" / "nmp", recipes=["dynamic"]))
     shipped = (DATA / "models" / "basic_pitch" / "nmp.tflite").stat().st_size
-    assert done["float32"].sizes.raw_bytes == pytest.approx(shipped, rel=0.05)
+    # Ours leaves out what the converter writes beside the model.
+    assert 0.9 * shipped < done["float32"].sizes.raw_bytes <= shipped
 
 
 def test_each_signature_of_a_saved_model_is_a_model_of_its_own(client: Client, tmp_path: Path) -> None:
