@@ -1,13 +1,12 @@
-"""One fine-tuning in a fresh process: `python fits.py ours|script TECHNIQUE MODEL DATA` prints the seconds of an epoch.
+"""One fine-tuning in a fresh process, epoch by epoch on demand: `python fits.py ours|script TECHNIQUE MODEL DATA`.
 
 `ours` runs the technique as a worker's child does, with a checkpoint every second; `script` is the same fit with TFMOT
 and tf_keras alone; TECHNIQUE is `plain` (scripts only), `prune`, `cluster-16`, `cluster-256` or `train_quantized`. The
-first epoch traces and is left out; of the others the quickest counts, since whatever else runs can only slow one down.
+first epoch traces and is left out. For every line on standard input one more epoch is run and its seconds are printed.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import tempfile
@@ -20,12 +19,14 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import numpy as np
 
-EPOCHS, BATCH, ROWS = 6, 32, 4000
+EPOCHS, BATCH, ROWS = 11, 32, 4000
+# Before the seconds of an epoch, among whatever else is printed.
+PREFIX = "epoch "
 THREADS = len(os.sched_getaffinity(0))
 
 
-def ours(technique: str, model: Path, data: Path) -> list[float]:
-    """Gives the seconds of every epoch but the first, as the step reports them."""
+def ours(technique: str, model: Path, data: Path) -> None:
+    """Runs the technique."""
     from squeezeflow.core.step import ArtifactPath, Checkpoint, StepInputs
     from squeezeflow.pruner import cluster, prune
     from squeezeflow.quantizer import train_quantized
@@ -38,11 +39,6 @@ def ours(technique: str, model: Path, data: Path) -> list[float]:
         "cluster-256": (cluster.run, technique_pb2.Cluster(number_of_clusters=256, fine_tune=fine_tune)),
         "train_quantized": (train_quantized.run, technique_pb2.TrainQuantized(fine_tune=fine_tune)),
     }
-    ended: dict[int, float] = {}
-
-    def report(fraction: float, stage: str, *, epoch: int = 0, **news: Any) -> None:
-        ended[epoch] = time.perf_counter()
-
     run, params = calls[technique]
     with tempfile.TemporaryDirectory() as workdir:
         inputs = StepInputs(
@@ -54,12 +50,11 @@ def ours(technique: str, model: Path, data: Path) -> list[float]:
             threads=THREADS,
             checkpoint=Checkpoint(Path(workdir) / "state", seconds=1.0),
         )
-        run(params, inputs, report)
-    return [ended[epoch] - ended[epoch - 1] for epoch in range(2, EPOCHS + 1)]
+        run(params, inputs, lambda *_, **__: None)
 
 
-def script(technique: str, model_path: Path, data_path: Path) -> list[float]:
-    """Gives the seconds of every epoch but the first of a fit with TFMOT alone."""
+def script(technique: str, model_path: Path, data_path: Path) -> None:
+    """Runs the fit with TFMOT alone."""
     import tensorflow as tf
     import tensorflow_model_optimization as tfmot
     import tf_keras
@@ -80,17 +75,31 @@ def script(technique: str, model_path: Path, data_path: Path) -> list[float]:
         model = tfmot.clustering.keras.cluster_weights(model, number_of_clusters=count, cluster_centroids_init=start)
     elif technique == "train_quantized":
         model = tfmot.quantization.keras.quantize_model(model)
-    times: list[float] = []
-
-    class Timer(tf_keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            times.append(time.perf_counter())
-
     model.compile(tf_keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
-    model.fit(images, labels, batch_size=BATCH, epochs=EPOCHS, verbose=0, callbacks=[*callbacks, Timer()])
-    return [later - earlier for earlier, later in itertools.pairwise(times[1:])]
+    model.fit(images, labels, batch_size=BATCH, epochs=EPOCHS, verbose=0, callbacks=callbacks)
+
+
+def on_demand() -> None:
+    """Lets every `fit` wait at the end of an epoch, and tell how long the epoch took, with what comes between two."""
+    import tf_keras
+
+    class Gate(tf_keras.callbacks.Callback):
+        began: float | None = None
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            taken = 0.0 if self.began is None else time.perf_counter() - self.began
+            print(f"{PREFIX}{taken}", flush=True)
+            sys.stdin.readline()
+            self.began = time.perf_counter()
+
+    fit = tf_keras.Model.fit
+
+    def gated(self: Any, *args: Any, callbacks: Any = (), **options: Any) -> Any:
+        return fit(self, *args, callbacks=[*callbacks, Gate()], **options)
+
+    tf_keras.Model.fit = gated
 
 
 if __name__ == "__main__":
-    seconds = {"ours": ours, "script": script}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
-    print(min(seconds))
+    on_demand()
+    {"ours": ours, "script": script}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
